@@ -1,0 +1,22 @@
+"""``python -m gram_backbones configs`` prints where the configs lie; ``models`` lists the models."""
+
+import argparse
+from pathlib import Path
+
+from .registry import list_models
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def config_dirs() -> list[Path]:
+    """Folders of configs, inside an installed package or next to it in a checkout."""
+    names = ("d2_configs", "mmdet_configs")
+    candidates = [base / name for name in names for base in (_PACKAGE, _PACKAGE.parent)]
+    return [path for path in candidates if path.is_dir()]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m gram_backbones", description=__doc__)
+    parser.add_argument("what", choices=["configs", "models"])
+    lines = config_dirs() if parser.parse_args().what == "configs" else list_models()
+    print("\n".join(map(str, lines)))

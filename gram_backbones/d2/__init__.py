@@ -1,0 +1,37 @@
+"""Detectron2 adapter: ``import gram_backbones.d2`` registers the backbones and RoI heads."""
+
+try:
+    import detectron2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "gram_backbones.d2 needs Detectron2, which is not installed here: install it as its own "
+        "documentation says, or run tools/setup.sh of a gram_backbones checkout"
+    ) from error
+
+from .aognet import (
+    AOGNetBackbone,
+    build_aognet_backbone,
+    build_aognet_fpn_backbone,
+    build_retinanet_aognet_fpn_backbone,
+)
+from .checkpoint import GramCheckpointer
+from .config import add_gram_backbones_config, get_config, get_config_file
+from .datasets import register_demo_datasets
+from .engine import GramPredictor, GramTrainer
+from .roi_heads import GramRes5ROIHeads
+
+register_demo_datasets()
+
+__all__ = [
+    "AOGNetBackbone",
+    "GramCheckpointer",
+    "GramPredictor",
+    "GramRes5ROIHeads",
+    "GramTrainer",
+    "add_gram_backbones_config",
+    "build_aognet_backbone",
+    "build_aognet_fpn_backbone",
+    "build_retinanet_aognet_fpn_backbone",
+    "get_config",
+    "get_config_file",
+]

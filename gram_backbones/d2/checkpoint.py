@@ -1,0 +1,80 @@
+"""Checkpoints that fill the backbone, or stop."""
+
+from __future__ import annotations
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from .roi_heads import GramRes5ROIHeads
+
+
+class GramCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, strict about the backbone.
+
+    A file of a whole detector (names begin with ``backbone.``) is loaded as Detectron2 does. A file
+    of a bare backbone (names begin with ``stem.``, ``res2.`` …, as ``AOGNet.state_dict()`` gives
+    them) fills the backbone and, in a C4 detector, the last stage in the RoI heads.
+
+    Detectron2's own class returns normally when nothing matched, and the backbone stays random.
+
+    Raises:
+        ValueError: the file leaves a tensor of the backbone or of the C4 stage unfilled, or has it
+            in another shape. The message lists the names, and the model is left as it was.
+    """
+
+    def _load_model(self, checkpoint):
+        model = getattr(self.model, "module", self.model)
+        prefixes = _backbone_prefixes(model)
+        state = {name.removeprefix("module."): v for name, v in checkpoint["model"].items()}
+        if not any(name.startswith("backbone.") for name in state):
+            state = _place(state, prefixes)
+        checkpoint["model"] = state
+        count = _check_backbone(model.state_dict(), state, prefixes)
+        incompatible = super()._load_model(checkpoint)
+        self.logger.info(f"loaded {count} of {count} backbone tensors")
+        return incompatible
+
+
+def _backbone_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Where the family's stages stand in a detector's state dict."""
+    backbone = "backbone.bottom_up." if hasattr(model.backbone, "bottom_up") else "backbone."
+    if isinstance(getattr(model, "roi_heads", None), GramRes5ROIHeads):
+        return backbone, "roi_heads.res5."
+    return (backbone,)
+
+
+def _place(state: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """A bare backbone's tensors under the names that they have in a detector."""
+    in_heads = "res5." if len(prefixes) > 1 else ()
+    return {
+        f"roi_heads.{name}" if in_heads and name.startswith(in_heads) else prefixes[0] + name: value
+        for name, value in state.items()
+    }
+
+
+def _check_backbone(model: dict[str, Tensor], state: dict, prefixes: tuple[str, ...]) -> int:
+    """The number of backbone tensors, all of which ``state`` fills; otherwise ValueError."""
+    wanted = [
+        name
+        for name in model
+        if name.startswith(prefixes) and not name.endswith("num_batches_tracked")
+    ]
+    missing = [name for name in wanted if name not in state]
+    wrong = [
+        f"{name} of shape {tuple(state[name].shape)}, not {tuple(model[name].shape)}"
+        for name in wanted
+        if name in state and tuple(state[name].shape) != tuple(model[name].shape)
+    ]
+    if bad := missing + wrong:
+        raise ValueError(
+            f"the weight file fills {len(wanted) - len(bad)} of {len(wanted)} backbone tensors; "
+            f"missing: {_shorten(missing)}; of another shape: {_shorten(wrong)}"
+        )
+    return len(wanted)
+
+
+def _shorten(names: list[str], most: int = 8) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,59 @@
+"""Config nodes of the backbones, and the configs that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In an installed package the configs lie inside it, in a checkout next to it.
+_CONFIG_DIRS = (_PACKAGE / "d2_configs", _PACKAGE.parent / "d2_configs")
+
+
+def add_gram_backbones_config(cfg: CfgNode) -> None:
+    """Add ``MODEL.AOGNET`` and the keys of our trainer to a Detectron2 config; repeating is safe."""
+    if "AOGNET" in cfg.MODEL:
+        return
+    node = cfg.MODEL.AOGNET = CfgNode()
+    node.VARIANT = "aognet_40m_released"
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # A norm of Detectron2's get_norm, or "GN" with as many groups (up to 32) as divide the width.
+    node.NORM = "FrozenBN"
+    node.DROPOUT = 0.0
+    node.WITH_CP = False
+    node.LEARN_SCALES = False
+    # Changes to the variant's row; empty or None keeps what the row says.
+    node.WORDS = []
+    node.BLOCKS = []
+    node.CHANNELS = []
+    node.PRUNING = []
+    node.LATERAL = None
+    node.SCALE_LATERAL_SKIP = None
+    node.CONCAT_BY_ID = None
+
+    # Pictures of predictions next to the ground truth after an evaluation: how many, and from
+    # which score on an instance is drawn.
+    cfg.TEST.PICTURES = CfgNode({"NUM": 32, "SCORE_THRESH": 0.5})
+
+
+def get_config_file(name: str) -> str:
+    """Path of a config that comes with the package, for instance ``mask_rcnn_aognet40m_fpn_1x``.
+
+    Raises:
+        ValueError: there is no such config.
+    """
+    folder = next((folder for folder in _CONFIG_DIRS if folder.is_dir()), _CONFIG_DIRS[0])
+    path = folder / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise ValueError(f"there is no config named {name!r}; allowed are {known}")
+    return str(path)
+
+
+def get_config(name: str) -> CfgNode:
+    """A Detectron2 config with our nodes and the named config merged into it."""
+    cfg = get_cfg()
+    add_gram_backbones_config(cfg)
+    cfg.merge_from_file(get_config_file(name))
+    return cfg

@@ -1,0 +1,122 @@
+"""Detectron2's trainer and predictor with strict weights and runs that can be repeated."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultPredictor,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+
+from .checkpoint import GramCheckpointer
+from .pictures import save_pictures
+from .replay import ReseedHook, build_replayable_train_loader, is_replayable
+
+logger = logging.getLogger(__name__)
+
+
+class GramTrainer(DefaultTrainer):
+    """``DefaultTrainer`` with our checkpointer, repeatable runs, COCO evaluation and pictures.
+
+    A run that is resumed ends like one that was not stopped (see `gram_backbones.d2.replay`), with
+    ``SEED`` of at least 0, ``TrainingSampler`` and no loader workers. Several processes train on
+    CPUs, too.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's own, but for the checkpointer, which it constructs before hooks take it,
+        # and for device ids, which DDP refuses on CPUs.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        device_ids = {"device_ids": None} if on_cpu else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **device_ids)
+        engine = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = engine(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = GramCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self):
+        """Detectron2's hooks, after one that makes each iteration's randomness its own."""
+        reseed = [ReseedHook(self.cfg.SEED)] if is_replayable(self.cfg) else []
+        return reseed + super().build_hooks()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resume from the last checkpoint and its place in the data, or load ``MODEL.WEIGHTS``."""
+        super().resume_or_load(resume)
+        if self.start_iter and is_replayable(self.cfg):
+            self._trainer.reset_data_loader(
+                lambda: build_replayable_train_loader(self.cfg, self.start_iter)
+            )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """A loader whose stream can be continued; Detectron2's own where that is not possible."""
+        if is_replayable(cfg):
+            return build_replayable_train_loader(cfg)
+        logger.warning(
+            "A resumed run will not repeat this one: that takes SEED of at least 0 (it is %s) and "
+            "DATALOADER.SAMPLER_TRAIN TrainingSampler (it is %s).",
+            cfg.SEED,
+            cfg.DATALOADER.SAMPLER_TRAIN,
+        )
+        return super().build_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+        """The COCO evaluator; its results go to ``OUTPUT_DIR/inference/<data set>``."""
+        return COCOEvaluator(dataset_name, output_dir=_results_dir(cfg, dataset_name))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model, evaluators=None):
+        """Evaluate on ``DATASETS.TEST``, then draw predictions next to the ground truth."""
+        results = super().test(cfg, model, evaluators)
+        if evaluators is None and comm.is_main_process():
+            for name in cfg.DATASETS.TEST:
+                folder = _results_dir(cfg, name)
+                saved = save_pictures(
+                    os.path.join(folder, "coco_instances_results.json"),
+                    name,
+                    os.path.join(folder, "pictures"),
+                    limit=cfg.TEST.PICTURES.NUM,
+                    score_thresh=cfg.TEST.PICTURES.SCORE_THRESH,
+                )
+                logger.info("Wrote %d pictures to %s", saved, os.path.join(folder, "pictures"))
+        return results
+
+
+class GramPredictor(DefaultPredictor):
+    """``DefaultPredictor`` whose ``MODEL.WEIGHTS`` fill every backbone tensor, or it raises."""
+
+    def __init__(self, cfg: CfgNode):
+        stock = cfg.clone()
+        stock.defrost()
+        stock.MODEL.WEIGHTS = ""
+        super().__init__(stock)
+        self.cfg = cfg.clone()
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        GramCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+
+
+def _results_dir(cfg: CfgNode, dataset_name: str) -> str:
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)

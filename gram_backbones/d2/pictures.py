@@ -1,0 +1,89 @@
+"""Pictures of an evaluation: predictions and ground truth side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
+
+_BANNER = 26  # pixels
+
+
+def save_pictures(
+    results_file: str,
+    dataset_name: str,
+    folder: str,
+    *,
+    limit: int = 32,
+    score_thresh: float = 0.5,
+    fallback: int = 3,
+) -> int:
+    """Draw predicted boxes and masks (left) next to the ground truth (right).
+
+    Args:
+        results_file: COCO results as Detectron2's evaluator writes them.
+        dataset_name: registered data set that they belong to.
+        folder: gets one PNG per image.
+        limit: at most this many images, the data set's first ones.
+        score_thresh: instances with this score or more are drawn.
+        fallback: where no instance of an image has that score, the best few are drawn instead, and
+            the picture says so.
+
+    Returns:
+        The number of pictures written.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    predictions = defaultdict(list)
+    with open(results_file) as file:
+        for item in json.load(file):
+            predictions[item["image_id"]].append(item)
+    records = DatasetCatalog.get(dataset_name)[:limit]
+    os.makedirs(folder, exist_ok=True)
+    for record in records:
+        image = read_image(record["file_name"], "RGB")
+        ranked = sorted(predictions[record["image_id"]], key=lambda item: -item["score"])
+        chosen = [item for item in ranked if item["score"] >= score_thresh]
+        title = f"predicted, score >= {score_thresh:g}: {len(chosen)}"
+        if not chosen and ranked:
+            chosen = ranked[:fallback]
+            title = f"none >= {score_thresh:g}; the {len(chosen)} best"
+        instances = _to_instances(chosen, image.shape[:2], to_contiguous)
+        predicted = Visualizer(image, metadata).draw_instance_predictions(instances).get_image()
+        truth = Visualizer(image, metadata).draw_dataset_dict(record).get_image()
+        crowds = sum(a.get("iscrowd", 0) for a in record.get("annotations", []))
+        truth_title = f"truth: {len(record.get('annotations', [])) - crowds}"
+        if crowds:
+            truth_title += f" and {crowds} crowd"
+        pair = np.hstack([_titled(predicted, title), _titled(truth, truth_title)])
+        path = Path(folder) / f"{Path(record['file_name']).stem}.png"
+        cv2.imwrite(str(path), pair[:, :, ::-1])
+    return len(records)
+
+
+def _to_instances(items: list[dict], size: tuple[int, int], to_contiguous: dict) -> Instances:
+    instances = Instances(size)
+    boxes = [BoxMode.convert(item["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for item in items]
+    instances.pred_boxes = Boxes(np.array(boxes, dtype=np.float32).reshape(-1, 4))
+    instances.scores = np.array([item["score"] for item in items])
+    instances.pred_classes = np.array(
+        [to_contiguous[item["category_id"]] for item in items], dtype=int
+    )
+    if items and "segmentation" in items[0]:
+        instances.pred_masks = [item["segmentation"] for item in items]
+    return instances
+
+
+def _titled(image: np.ndarray, title: str) -> np.ndarray:
+    image = np.ascontiguousarray(image)
+    banner = np.full((_BANNER, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(banner, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([banner, image])

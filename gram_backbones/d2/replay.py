@@ -1,0 +1,175 @@
+"""Training that a resumed run repeats exactly: seeds and data order as functions of position.
+
+Stock Detectron2 restarts the sampler at its first index and continues whatever random state the new
+process has. Here the state is a function of the configured seed and
+
+- the iteration, for what the model draws (:class:`ReseedHook`),
+- the position in the stream of samples, for what augmentation draws (:class:`SeededDataset`),
+
+and the stream itself is continued where it stopped (:class:`ResumedSampler`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetMapper,
+    MapDataset,
+    build_batch_data_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch.utils.data import Dataset, Sampler
+
+
+def seed_everything(*key: int) -> None:
+    """Seed python, numpy and torch, all devices, from a sequence of non-negative integers."""
+    torch.manual_seed(_seed_host(*key))
+
+
+def _seed_host(*key: int) -> int:
+    state = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.default_generator.manual_seed(int(state[2]))
+    return int(state[2])
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed python, numpy and torch's CPU inside, and put their states back afterwards.
+
+    Generators of other devices are left alone: augmentation runs on the CPU.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed_host(*key)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class ReseedHook(HookBase):
+    """Seeds everything from (seed, rank, iteration) before each batch is fetched."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def before_step(self):
+        seed_everything(self._seed, comm.get_rank(), self.trainer.iter)
+
+
+class SeededDataset(Dataset):
+    """Maps draws ``(position, index)`` to samples whose augmentation depends on the position only.
+
+    By position, not by iteration: aspect ratio grouping may hold a sample back for many batches.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self._dataset = dataset
+        # The rank is taken here: a loader's worker process may not know it.
+        self._key = seed, comm.get_rank()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, draw: tuple[int, int]):
+        position, index = draw
+        with seeded(*self._key, position):
+            return self._dataset[index]
+
+
+class ResumedSampler(Sampler):
+    """An infinite sampler's draws ``(position, index)`` from the point that training reached.
+
+    Args:
+        sampler: yields the indices of this process.
+        batch_size: samples per batch of this process.
+        batches: number of batches that training has consumed.
+        groups: group of each sample for aspect ratio grouping, where batches are filled group by
+            group; None where batches follow the stream.
+    """
+
+    def __init__(
+        self, sampler: Iterable[int], batch_size: int, batches: int, groups: list[int] | None
+    ):
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._batches = batches
+        self._groups = groups
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        stream = enumerate(self._sampler)
+        if self._groups is None:
+            yield from islice(stream, self._batches * self._batch_size, None)
+            return
+        # Play the grouping through. What it still holds when the last batch is out comes first:
+        # too few of any group to fill a batch, so grouping them again gives the same state.
+        held: dict[int, list[tuple[int, int]]] = {}
+        done = 0
+        while done < self._batches:
+            draw = next(stream)
+            group = held.setdefault(self._groups[draw[1]], [])
+            group.append(draw)
+            if len(group) == self._batch_size:
+                group.clear()
+                done += 1
+        yield from sorted(draw for group in held.values() for draw in group)
+        yield from stream
+
+
+def is_replayable(cfg: CfgNode) -> bool:
+    """Whether :func:`build_replayable_train_loader` covers a config."""
+    return cfg.SEED >= 0 and cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
+
+
+def build_replayable_train_loader(cfg: CfgNode, start_iter: int = 0):
+    """Detectron2's training loader for ``cfg``, from iteration ``start_iter`` on.
+
+    A resumed loader goes on with exactly the batches of one that was not stopped where
+    ``DATALOADER.NUM_WORKERS`` is 0; workers interleave the stream anew.
+
+    Raises:
+        ValueError: a sampler other than ``TrainingSampler``, or no fixed ``SEED``.
+    """
+    if not is_replayable(cfg):
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r} and SEED is {cfg.SEED}; "
+            "training that can be repeated takes 'TrainingSampler' and a seed of at least 0"
+        )
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    groups = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        groups = [int(item["width"] > item["height"]) for item in dicts]
+    dataset = MapDataset(DatasetFromList(dicts, copy=False), DatasetMapper(cfg, True))
+    sampler = ResumedSampler(
+        TrainingSampler(len(dicts), seed=cfg.SEED),
+        cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+        start_iter,
+        groups,
+    )
+    return build_batch_data_loader(
+        SeededDataset(dataset, cfg.SEED),
+        sampler,
+        cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )

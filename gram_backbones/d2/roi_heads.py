@@ -1,0 +1,37 @@
+"""RoI heads of C4 detectors: the backbone family's own last stage, applied to every region."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+from torch import nn
+
+from .aognet import build_aognet_res5
+
+_RES5_BUILDERS = {"build_aognet_backbone": build_aognet_res5}
+
+
+@ROI_HEADS_REGISTRY.register()
+class GramRes5ROIHeads(Res5ROIHeads):
+    """Detectron2's ``Res5ROIHeads`` with the last stage of the family named by
+    ``MODEL.BACKBONE.NAME`` as its ``res5``.
+
+    Raises:
+        ValueError: the backbone is none of ours, or already has that stage itself.
+    """
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+        name = cfg.MODEL.BACKBONE.NAME
+        if name not in _RES5_BUILDERS:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NAME GramRes5ROIHeads does not go with MODEL.BACKBONE.NAME {name!r}; "
+                f"allowed are {sorted(_RES5_BUILDERS)}"
+            )
+        if list(cfg.MODEL.ROI_HEADS.IN_FEATURES) != ["res4"]:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.IN_FEATURES is {cfg.MODEL.ROI_HEADS.IN_FEATURES}; "
+                "GramRes5ROIHeads takes ['res4']"
+            )
+        stage = _RES5_BUILDERS[name](cfg)
+        return stage, stage.out_channels

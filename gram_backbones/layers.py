@@ -1,0 +1,85 @@
+"""Layers that both families share: norms by name, checkpointing that keeps BN statistics right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FrozenBatchNorm2d
+
+Norm = str | Callable[[int], nn.Module]
+
+
+def group_norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
+    """Group norm with the largest number of groups up to ``max_groups`` that divides ``channels``.
+
+    The widths of a grammar's nodes are seldom multiples of 32.
+    """
+    groups = next(g for g in range(min(max_groups, channels), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": group_norm,
+}
+
+
+def resolve_norm(norm: Norm) -> Callable[[int], nn.Module]:
+    """The factory ``channels -> module`` for a norm given by name or as a factory.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if callable(norm):
+        return norm
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}; allowed are {sorted(NORMS)} or a factory")
+    return NORMS[norm]
+
+
+def zero_init_scale(norm: nn.Module) -> None:
+    """Set a norm's learnable scale to 0, so that its residual branch starts as nothing.
+
+    Norms whose scale is no parameter (frozen BN) keep it: a scale of 0 could never leave 0 there.
+    """
+    if isinstance(getattr(norm, "weight", None), nn.Parameter):
+        nn.init.zeros_(norm.weight)
+
+
+def freeze(module: nn.Module) -> None:
+    """Fix all parameters of a module and put it into eval mode: statistics and dropout too."""
+    module.eval()
+    module.requires_grad_(False)
+
+
+def recompute(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` without keeping its activations: they are computed again for the backward pass.
+
+    The second pass leaves the module's buffers as the first one set them; BN statistics would
+    otherwise be updated twice. Gradients and buffers equal those of a plain call.
+    """
+    if not torch.is_grad_enabled():
+        return module(x)
+    return checkpoint(
+        module,
+        x,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _unchanged_buffers(module)),
+    )
+
+
+@contextmanager
+def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    # `.data`: the version counters must not move, autograd may hold these very buffers.
+    kept = [(buffer, buffer.data.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.data.copy_(value)

@@ -1,0 +1,22 @@
+"""What an image must look like before it enters a network; kept next to the weights it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Per-channel normalisation ``(pixel - mean) / std``, pixels in [0, 255].
+
+    Attributes:
+        mean, std: one value per channel, in the order of ``channel_order``.
+        channel_order: ``"RGB"`` or ``"BGR"``.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channel_order: str
+
+
+IMAGENET_RGB = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB")

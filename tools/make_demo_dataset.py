@@ -1,0 +1,16 @@
+#!/usr/bin/env python
+"""Render the demo data set, a few hundred images of drawn objects in COCO's instance format."""
+
+import argparse
+
+from gram_backbones.demo_dataset import make_demo_dataset
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", help="folder to write to, for instance datasets/gram_demo")
+    parser.add_argument("--train", type=int, default=480, help="training images (default: 480)")
+    parser.add_argument("--val", type=int, default=80, help="held-out images (default: 80)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    args = parser.parse_args()
+    files = make_demo_dataset(args.root, train=args.train, val=args.val, seed=args.seed)
+    print("wrote", ", ".join(map(str, files.values())))

@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Train and evaluate a Detectron2 config with one of our backbones, as Detectron2's train_net.py.
+
+tools/train_net.py --config d2_configs/mask_rcnn_aognet40m_fpn_1x.yaml --num-gpus 8
+tools/train_net.py --config … --eval-only MODEL.WEIGHTS output/model_final.pth
+"""
+
+import argparse
+import logging
+import sys
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+
+from gram_backbones.d2 import GramCheckpointer, GramTrainer, add_gram_backbones_config
+from gram_backbones.d2.datasets import check_datasets
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument("--config", dest="config_file", metavar="FILE", help="path to config file")
+    return parser.parse_args(argv)
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """The config with the command line's overrides, checked before anything is built."""
+    cfg = get_cfg()
+    add_gram_backbones_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        print("There is no GPU here: running on the CPU.", file=sys.stderr)
+    names = list(cfg.DATASETS.TEST)
+    check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
+    cfg.freeze()
+    return cfg
+
+
+def main(cfg: CfgNode, args: argparse.Namespace) -> None:
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = GramTrainer.build_model(cfg)
+        GramCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        GramTrainer.test(cfg, model)
+        return
+    trainer = GramTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    try:
+        cfg = load_config(args)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        logging.getLogger(__name__).debug("refused", exc_info=True)
+        sys.exit(f"train_net.py: {error.args[-1]}")
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args),
+    )
