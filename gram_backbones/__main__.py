@@ -1,4 +1,4 @@
-"""``python -m gram_backbones configs`` prints where the configs lie; ``models`` lists the models."""
+"""``python -m gram_backbones configs`` prints the folders of the configs, ``models`` the models."""
 
 import argparse
 from pathlib import Path

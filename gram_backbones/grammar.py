@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import cache
 
 PRUNINGS = (None, "keep_first", "keep_last")
 
@@ -180,7 +180,7 @@ def _sources(node: Node) -> tuple[int, ...]:
     return tuple(dict.fromkeys(node.children + lateral))
 
 
-@lru_cache(maxsize=None)
+@cache
 def build_graph(
     n_words: int,
     *,

@@ -43,13 +43,19 @@ def resolve_norm(norm: Norm) -> Callable[[int], nn.Module]:
     return NORMS[norm]
 
 
-def zero_init_scale(norm: nn.Module) -> None:
-    """Set a norm's learnable scale to 0, so that its residual branch starts as nothing.
+def init_scale(norm: nn.Module, *, learned: float | None = None, frozen: float) -> None:
+    """Set the initial scale of a norm.
 
-    Norms whose scale is no parameter (frozen BN) keep it: a scale of 0 could never leave 0 there.
+    Args:
+        norm: any norm; nothing happens where it has no scale.
+        learned: value for a scale that is a parameter; None leaves it.
+        frozen: value for a scale that is a buffer (frozen BN). Its statistics do not normalise
+            before weights are loaded, and a scale of 0 could never leave 0.
     """
-    if isinstance(getattr(norm, "weight", None), nn.Parameter):
-        nn.init.zeros_(norm.weight)
+    scale = getattr(norm, "weight", None)
+    value = learned if isinstance(scale, nn.Parameter) else frozen
+    if scale is not None and value is not None:
+        nn.init.constant_(scale, value)
 
 
 def freeze(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What an image must look like before it enters a network; kept next to the weights it belongs to."""
+"""What an image must look like before it enters a network; kept with the weights."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ import sys
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from gram_backbones.d2 import GramCheckpointer, GramTrainer, add_gram_backbones_config
 from gram_backbones.d2.datasets import check_datasets
@@ -40,6 +42,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gram_backbones")
     if args.eval_only:
         model = GramTrainer.build_model(cfg)
         GramCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(

@@ -12,7 +12,7 @@ _CONFIG_DIRS = (_PACKAGE / "d2_configs", _PACKAGE.parent / "d2_configs")
 
 
 def add_gram_backbones_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.AOGNET`` and the keys of our trainer to a Detectron2 config; repeating is safe."""
+    """Add ``MODEL.AOGNET`` and our trainer's keys to a Detectron2 config; repeating is safe."""
     if "AOGNET" in cfg.MODEL:
         return
     node = cfg.MODEL.AOGNET = CfgNode()

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 DEMO_SPLITS = {"gram_demo_train": "train", "gram_demo_val": "val"}
+DEMO_COLORS = [(31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40)]  # RGB
 
 
 def register_demo_datasets() -> None:
@@ -17,7 +18,8 @@ def register_demo_datasets() -> None:
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "gram_demo"
     for name, split in DEMO_SPLITS.items():
         if name not in DatasetCatalog:
-            register_coco_instances(name, {}, str(root / f"{split}.json"), str(root / split))
+            metadata = {"thing_colors": DEMO_COLORS}
+            register_coco_instances(name, metadata, str(root / f"{split}.json"), str(root / split))
 
 
 def check_datasets(names: Iterable[str]) -> None:

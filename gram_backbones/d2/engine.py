@@ -62,6 +62,13 @@ class GramTrainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint and its place in the data, or load ``MODEL.WEIGHTS``."""
+        if not (resume and self.checkpointer.has_checkpoint()) and not self.cfg.MODEL.WEIGHTS:
+            logger.warning(
+                "MODEL.WEIGHTS is empty: the backbone starts from random weights, and what "
+                "MODEL.BACKBONE.FREEZE_AT (%d) and frozen norms fix stays random. To train from "
+                "scratch, set MODEL.BACKBONE.FREEZE_AT 0 MODEL.AOGNET.NORM BN.",
+                self.cfg.MODEL.BACKBONE.FREEZE_AT,
+            )
         super().resume_or_load(resume)
         if self.start_iter and is_replayable(self.cfg):
             self._trainer.reset_data_loader(

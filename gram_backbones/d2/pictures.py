@@ -9,12 +9,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
 
 _BANNER = 26  # pixels
+_MIN_SIDE = 400  # pixels; smaller images are drawn larger, so that labels fit
 
 
 def save_pictures(
@@ -57,8 +58,8 @@ def save_pictures(
             chosen = ranked[:fallback]
             title = f"none >= {score_thresh:g}; the {len(chosen)} best"
         instances = _to_instances(chosen, image.shape[:2], to_contiguous)
-        predicted = Visualizer(image, metadata).draw_instance_predictions(instances).get_image()
-        truth = Visualizer(image, metadata).draw_dataset_dict(record).get_image()
+        predicted = _visualizer(image, metadata).draw_instance_predictions(instances).get_image()
+        truth = _visualizer(image, metadata).draw_dataset_dict(record).get_image()
         crowds = sum(a.get("iscrowd", 0) for a in record.get("annotations", []))
         truth_title = f"truth: {len(record.get('annotations', [])) - crowds}"
         if crowds:
@@ -67,6 +68,13 @@ def save_pictures(
         path = Path(folder) / f"{Path(record['file_name']).stem}.png"
         cv2.imwrite(str(path), pair[:, :, ::-1])
     return len(records)
+
+
+def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
+    # One colour a class where the data set has colours: the two sides are compared more easily.
+    mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
+    scale = max(1.0, _MIN_SIDE / min(image.shape[:2]))
+    return Visualizer(image, metadata, scale=scale, instance_mode=mode)
 
 
 def _to_instances(items: list[dict], size: tuple[int, int], to_contiguous: dict) -> Instances:

@@ -172,4 +172,7 @@ def build_replayable_train_loader(cfg: CfgNode, start_iter: int = 0):
         cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        # A generator of its own: making an iterator would otherwise draw from the global one, once
+        # in every process, and a resumed run would draw once more than one that was not stopped.
+        seed=cfg.SEED,
     )

@@ -25,8 +25,8 @@ class GramRes5ROIHeads(Res5ROIHeads):
         name = cfg.MODEL.BACKBONE.NAME
         if name not in _RES5_BUILDERS:
             raise ValueError(
-                f"MODEL.ROI_HEADS.NAME GramRes5ROIHeads does not go with MODEL.BACKBONE.NAME {name!r}; "
-                f"allowed are {sorted(_RES5_BUILDERS)}"
+                f"MODEL.ROI_HEADS.NAME GramRes5ROIHeads does not go with MODEL.BACKBONE.NAME "
+                f"{name!r}; allowed are {sorted(_RES5_BUILDERS)}"
             )
         if list(cfg.MODEL.ROI_HEADS.IN_FEATURES) != ["res4"]:
             raise ValueError(
