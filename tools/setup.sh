@@ -36,7 +36,7 @@ fi
 
 echo "Installing torch, torchvision and the pinned set into $venv; a few GB, minutes on a fast line."
 echo "(PyTorch's CPU packages are much smaller: name their index in PIP_EXTRA_INDEX_URL to take them.)"
-"$python" -m pip install --quiet --disable-pip-version-check -r tools/requirements.txt ||
+"$python" -m pip install -qq --disable-pip-version-check -r tools/requirements.txt ||
     fail "pip could not install tools/requirements.txt; its message is above.
 Check the connection to the package index (PIP_INDEX_URL, PIP_FIND_LINKS) and the free disk space (8 GB)."
 
@@ -45,7 +45,7 @@ install_from_git() {
     [ "${DETECTRON2:-git}" = git ] && command -v git >/dev/null || return 1
     GIT_TERMINAL_PROMPT=0 timeout 20 git ls-remote --exit-code "$detectron2_git" HEAD >/dev/null 2>&1 || return 1
     echo "Building Detectron2 from its Git repository; this compiles for some minutes."
-    "$python" -m pip install --quiet --no-build-isolation --no-deps "git+$detectron2_git"
+    "$python" -m pip install -qq --no-build-isolation --no-deps "git+$detectron2_git"
 }
 install_package() {
     # Published for CPython 3.10, and its Python part runs on any version. The compiled part fits
@@ -53,7 +53,7 @@ install_package() {
     # boxes. The package also holds a top-level package named "tools", which must not stay.
     local unpacked
     unpacked=$(mktemp -d)
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+    "$python" -m pip install -qq --disable-pip-version-check --no-deps --only-binary=:all: \
         --python-version 3.10 --target "$unpacked" "$detectron2_package" || return 1
     rm -rf "$site/detectron2" "$site"/sal_detectron2-*.dist-info
     rm -f "$unpacked"/detectron2/_C*.so
@@ -66,7 +66,7 @@ if ! "$python" -c 'import detectron2' 2>/dev/null; then
 Install it into $venv as its documentation says, then run this again."
 fi
 
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps --editable . ||
+"$python" -m pip install -qq --disable-pip-version-check --no-deps --editable . ||
     fail "this project could not be installed; pip's message is above"
 "$python" -c 'import gram_backbones.d2' ||
     fail "gram_backbones.d2 does not import; the message is above. Remove $venv and run this again."

@@ -18,7 +18,9 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.evaluation import COCOEvaluator
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
+from torch import nn
 
 from .checkpoint import GramCheckpointer
 from .pictures import save_pictures
@@ -62,11 +64,12 @@ class GramTrainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint and its place in the data, or load ``MODEL.WEIGHTS``."""
-        if not (resume and self.checkpointer.has_checkpoint()) and not self.cfg.MODEL.WEIGHTS:
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if not resumes and not self.cfg.MODEL.WEIGHTS and _has_frozen_parts(self.model):
             logger.warning(
-                "MODEL.WEIGHTS is empty: the backbone starts from random weights, and what "
-                "MODEL.BACKBONE.FREEZE_AT (%d) and frozen norms fix stays random. To train from "
-                "scratch, set MODEL.BACKBONE.FREEZE_AT 0 MODEL.AOGNET.NORM BN.",
+                "MODEL.WEIGHTS is empty, and what MODEL.BACKBONE.FREEZE_AT (%d) and frozen norms "
+                "fix stays random. To train from scratch, set MODEL.BACKBONE.FREEZE_AT 0 and the "
+                "backbone's NORM to BN.",
                 self.cfg.MODEL.BACKBONE.FREEZE_AT,
             )
         super().resume_or_load(resume)
@@ -123,6 +126,12 @@ class GramPredictor(DefaultPredictor):
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         GramCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+
+
+def _has_frozen_parts(model: nn.Module) -> bool:
+    return any(isinstance(m, FrozenBatchNorm2d) for m in model.modules()) or not all(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 def _results_dir(cfg: CfgNode, dataset_name: str) -> str:

@@ -1,0 +1,332 @@
+"""Detectron2's engine with our backbones: weights, repeated runs, data sets, pictures, tools."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.data import DatasetCatalog
+from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+import gram_backbones.d2 as gram
+from gram_backbones import AOGNet
+from gram_backbones.d2.datasets import check_datasets
+from gram_backbones.d2.pictures import save_pictures
+from gram_backbones.d2.replay import ResumedSampler, SeededDataset, seeded
+from gram_backbones.demo_dataset import make_demo_dataset
+
+from .conftest import SHARED
+from .test_d2 import small_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo data set with a few images, registered as demo_train and demo_val."""
+    root = tmp_path_factory.mktemp("datasets") / "gram_demo"
+    files = make_demo_dataset(root, train=10, val=4)
+    for split, file in files.items():
+        register_coco_instances(f"demo_{split}", {}, str(file), str(root / split))
+    yield root
+    for split in files:
+        DatasetCatalog.remove(f"demo_{split}")
+
+
+@pytest.fixture
+def cfg(demo, tmp_path):
+    cfg = small_config("demo_mask_rcnn_aognet4m_fpn")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("demo_train",), ("demo_val",)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64, 96), 96
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.BASE_LR = 0.005
+    cfg.SOLVER.MAX_ITER = 6
+    cfg.SOLVER.STEPS = (5,)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 3
+    cfg.TEST.PICTURES.NUM = 2
+    cfg.OUTPUT_DIR = str(tmp_path)
+    return cfg
+
+
+def state_of(run):
+    return torch.load(Path(run) / "model_final.pth", weights_only=True)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(cfg, tmp_path, monkeypatch):
+    cfg.OUTPUT_DIR = str(tmp_path / "whole")
+    whole = gram.GramTrainer(cfg)
+    whole.resume_or_load(resume=False)
+    whole.train()
+
+    torch.manual_seed(0)  # the same fresh weights
+    cfg.OUTPUT_DIR = str(tmp_path / "stopped")
+    stopped = gram.GramTrainer(cfg)
+    stopped.resume_or_load(resume=False)
+    step = stopped.run_step
+
+    def run_until_killed():
+        if stopped.iter == 4:
+            raise Killed
+        step()
+
+    monkeypatch.setattr(stopped, "run_step", run_until_killed)
+    with pytest.raises(Killed):
+        stopped.train()
+    torch.manual_seed(99)  # another process has another random state
+    np.random.seed(99)
+    resumed = gram.GramTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    resumed.train()
+
+    first, second = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
+    assert first["iteration"] == second["iteration"] == 5
+    assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())
+
+
+def test_another_seed_is_another_run(cfg, tmp_path):
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.DATASETS.TEST = ()
+    states = []
+    for seed in (0, 1):
+        cfg.SEED, cfg.OUTPUT_DIR = seed, str(tmp_path / str(seed))
+        torch.manual_seed(0)
+        trainer = gram.GramTrainer(cfg)
+        trainer.train()
+        states.append(state_of(cfg.OUTPUT_DIR)["model"])
+    assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_runs_that_cannot_be_repeated_say_so(cfg, caplog):
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    gram.GramTrainer.build_train_loader(cfg)
+    assert "RepeatFactorTrainingSampler" in caplog.text
+
+
+@pytest.mark.parametrize("batches", (0, 1, 5, 17))
+@pytest.mark.parametrize("batch_size", (1, 2, 3))
+def test_a_resumed_sampler_goes_on_with_the_same_batches(batches, batch_size):
+    sizes = [(4, 3), (3, 4), (4, 3), (5, 4), (3, 4), (4, 3), (2, 1)]
+    stream = np.random.default_rng(0).integers(len(sizes), size=400).tolist()
+    groups = [int(w > h) for w, h in sizes]
+
+    def grouped(sampler):
+        records = [
+            {"width": sizes[i][0], "height": sizes[i][1], "draw": (p, i)} for p, i in sampler
+        ]
+        batches = AspectRatioGroupedDataset(records, batch_size)
+        return [[record["draw"] for record in batch] for batch in islice(batches, 40)]
+
+    whole = grouped(ResumedSampler(stream, batch_size, 0, groups))
+    resumed = grouped(ResumedSampler(stream, batch_size, batches, groups))
+    assert resumed[: 40 - batches] == whole[batches:]
+
+    plain = list(ResumedSampler(stream, batch_size, batches, None))
+    assert plain == list(enumerate(stream))[batches * batch_size :]
+
+
+def test_augmentation_depends_on_the_position_and_leaves_the_model_s_randomness_alone():
+    class Draws:
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return np.random.rand(), torch.rand(1).item(), __import__("random").random()
+
+    dataset = SeededDataset(Draws(), 0)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, other = dataset[(7, 0)], dataset[(8, 0)]
+    assert torch.equal(before, torch.get_rng_state())
+    np.random.rand()
+    assert dataset[(7, 0)] == first
+    assert all(a != b for a, b in zip(first, other))
+    with seeded(1, 2), seeded(1, 3):
+        pass
+
+
+def test_weights_of_a_bare_backbone_fill_it(cfg, tmp_path):
+    model = build_model(cfg)
+    source = AOGNet(model.backbone.bottom_up.variant, num_classes=3)
+    torch.nn.init.normal_(source.res5.blocks[0].norm.weight)
+    torch.save({"model": source.state_dict()}, tmp_path / "imagenet.pth")
+    gram.GramCheckpointer(model).load(str(tmp_path / "imagenet.pth"))
+    state = source.state_dict()
+    for name, value in model.backbone.bottom_up.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_weights_of_a_bare_backbone_fill_the_c4_head_too(tmp_path, caplog):
+    cfg = small_config("mask_rcnn_aognet12m_c4_1x")
+    model = build_model(cfg)
+    source = AOGNet(model.backbone.variant, num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "imagenet.pth")
+    with caplog.at_level("INFO"):
+        gram.GramCheckpointer(model).load(str(tmp_path / "imagenet.pth"))
+    head = model.roi_heads.res5.state_dict()
+    assert all(torch.equal(v, source.res5.state_dict()[k]) for k, v in head.items())
+    count = len(head) + len(model.backbone.state_dict())
+    assert f"loaded {count} of {count} backbone tensors" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ("missing", "shape", "nothing"))
+def test_weights_that_do_not_fill_the_backbone_stop_the_run(cfg, tmp_path, damage):
+    model = build_model(cfg)
+    state = AOGNet(model.backbone.bottom_up.variant, num_classes=0).state_dict()
+    name = "res4.blocks.1.ops.0.conv1.0.weight"
+    if damage == "missing":
+        del state[name]
+    elif damage == "shape":
+        state[name] = state[name][:1]
+    else:
+        state = {"conv1.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "bad.pth")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="backbone.bottom_up."):
+        gram.GramCheckpointer(model).load(str(tmp_path / "bad.pth"))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("norm", "freeze_at"), (("BN", 0), ("BN", 1), ("FrozenBN", 0)))
+def test_frozen_random_weights_are_warned_about(cfg, caplog, norm, freeze_at):
+    cfg.MODEL.AOGNET.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = norm, freeze_at
+    gram.GramTrainer(cfg).resume_or_load(resume=False)
+    assert ("stays random" in caplog.text) == (norm == "FrozenBN" or freeze_at > 0)
+
+
+@pytest.mark.parametrize("predictor", (DefaultPredictor, gram.GramPredictor))
+def test_a_trained_model_predicts_on_an_image_file(cfg, demo, tmp_path, predictor):
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    image = cv2.imread(str(demo / "val" / "000000.png"))
+    instances = predictor(cfg)(image)["instances"]
+    assert len(instances) and instances.image_size == image.shape[:2]
+    assert instances.pred_masks.shape[1:] == image.shape[:2]
+
+
+def test_pictures_show_predictions_next_to_the_truth(demo, tmp_path):
+    record = DatasetCatalog.get("demo_val")[0]
+    annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
+    truth = json.loads((demo / "val.json").read_text())["annotations"]
+    ids = [a["category_id"] for a in truth if a["image_id"] == 1 and not a["iscrowd"]]
+    results = [
+        {"image_id": 1, "category_id": i, "bbox": a["bbox"], "score": 0.9}
+        for i, a in zip(ids, annotations)
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    count = save_pictures(
+        str(tmp_path / "results.json"), "demo_val", str(tmp_path / "pictures"), limit=2
+    )
+    assert count == 2
+    pictures = [cv2.imread(str(p)) for p in sorted((tmp_path / "pictures").glob("*.png"))]
+    assert len(pictures) == 2
+    image = cv2.imread(record["file_name"])
+    height, width = pictures[0].shape[:2]
+    drawn = cv2.resize(image, (width // 2, width // 2))
+    for half in (
+        pictures[0][height - width // 2 :, : width // 2],
+        pictures[0][height - width // 2 :, width // 2 :],
+    ):
+        assert np.abs(half.astype(int) - drawn).mean() > 1  # something was drawn
+    # The second image has no predictions: its left half is the photograph.
+    image = cv2.imread(DatasetCatalog.get("demo_val")[1]["file_name"])
+    drawn = cv2.resize(image, (width // 2, width // 2))
+    assert np.abs(pictures[1][height - width // 2 :, : width // 2].astype(int) - drawn).mean() < 12
+
+
+def test_missing_data_sets_are_listed_with_their_paths(tmp_path, monkeypatch):
+    register_coco_instances("gone", {}, str(tmp_path / "gone.json"), str(tmp_path / "gone"))
+    try:
+        with pytest.raises(FileNotFoundError) as caught:
+            check_datasets(["gone"])
+    finally:
+        DatasetCatalog.remove("gone")
+    assert str(tmp_path / "gone.json") in str(caught.value)
+    assert str(tmp_path / "gone") + "\n" in str(caught.value)
+    with pytest.raises(ValueError, match="no_such_set"):
+        check_datasets(["no_such_set"])
+
+
+def run_tool(*args, datasets, **options):
+    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "tools/train_net.py", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, **options)
+
+
+def test_train_net_without_data_stops_with_the_paths_and_no_trace(tmp_path):
+    start = time.monotonic()
+    done = run_tool(
+        "--config", "d2_configs/mask_rcnn_aognet40m_fpn_1x.yaml", datasets=tmp_path / "none"
+    )
+    assert done.returncode == 1
+    assert str(tmp_path / "none" / "coco/annotations/instances_train2017.json") in done.stderr
+    assert "DETECTRON2_DATASETS" in done.stderr and "Traceback" not in done.stderr
+    assert time.monotonic() - start < 60  # no model was built; most of it is importing torch
+
+
+SMALL = (
+    "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 "
+    "SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 SOLVER.STEPS () SOLVER.BASE_LR 0.001 "
+    "MODEL.AOGNET.CHANNELS [8,16,24,32,48] TEST.PICTURES.NUM 2"
+).split()
+
+
+def test_train_net_trains_and_evaluates_and_evaluates_again(demo, tmp_path):
+    config = ("--config", "d2_configs/demo_mask_rcnn_aognet4m_fpn.yaml")
+    done = run_tool(*config, *SMALL, "OUTPUT_DIR", tmp_path, datasets=demo.parent)
+    assert done.returncode == 0, done.stderr
+    for name in ("model_final.pth", "metrics.json", "inference/gram_demo_val/pictures/000000.png"):
+        assert (tmp_path / name).is_file()
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    if not torch.cuda.is_available():
+        assert "running on the CPU" in done.stderr
+    weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth", "OUTPUT_DIR", tmp_path / "again")
+    done = run_tool(*config, "--eval-only", *SMALL, *weights, datasets=demo.parent)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again/inference/gram_demo_val/pictures/000001.png").is_file()
+
+
+def test_train_net_in_two_processes(demo, tmp_path):
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two processes take two GPUs, or none")
+    config = ("--config", "d2_configs/demo_mask_rcnn_aognet4m_fpn.yaml", "--num-gpus", 2)
+    port = 20000 + os.getpid() % 20000
+    done = run_tool(
+        *config,
+        "--dist-url",
+        f"tcp://127.0.0.1:{port}",
+        *SMALL,
+        "OUTPUT_DIR",
+        tmp_path,
+        datasets=demo.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_a_shipped_config_trains_and_evaluates_on_coco_photographs(tmp_path):
+    if not (SHARED / "datasets/coco/annotations").is_dir():
+        pytest.skip("the COCO photographs are not beside this checkout")
+    config = ("--config", "d2_configs/mask_rcnn_aognet12m_fpn_1x.yaml")
+    small = [*SMALL, "MODEL.RPN.POST_NMS_TOPK_TEST", 50, "OUTPUT_DIR", tmp_path]
+    done = run_tool(*config, *small, datasets=SHARED / "datasets")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "inference/coco_2017_val/pictures").glob("*.png"))) == 2
