@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AOGNet": "aognet",
     "AOGNetVariant": "aognet",
+    "DGNet": "dgnet",
+    "DGNetVariant": "dgnet",
+    "record_connectivity": "dynamic_graph",
     "build_graph": "grammar",
     "create_model": "registry",
     "list_models": "registry",

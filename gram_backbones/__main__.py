@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from .registry import list_models
-
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -18,5 +16,10 @@ def config_dirs() -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gram_backbones", description=__doc__)
     parser.add_argument("what", choices=["configs", "models"])
-    lines = config_dirs() if parser.parse_args().what == "configs" else list_models()
+    if parser.parse_args().what == "configs":
+        lines = config_dirs()
+    else:
+        from .registry import list_models  # needs torch, which takes seconds to import
+
+        lines = list_models()
     print("\n".join(map(str, lines)))

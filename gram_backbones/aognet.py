@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from .grammar import AndOrGraph, NodeType, Step, Term, build_graph
-from .layers import Norm, freeze, init_scale, recompute, resolve_norm
+from .layers import Norm, init_scale, recompute, resolve_norm
 from .preprocessing import IMAGENET_RGB, Preprocessing
 from .registry import register_models
+from .staged import FEATURES, StagedBackbone
 
-FEATURES = ("stem", "res2", "res3", "res4", "res5")
 STRIDES = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
@@ -328,7 +328,7 @@ def _init_weights(module: nn.Module, zero_init_last: bool) -> None:
             init_scale(child.conv3[1], learned=0.0, frozen=0.5)
 
 
-class AOGNet(nn.Module):
+class AOGNet(StagedBackbone):
     """AOGNet as a feature extractor or a classifier (section 4.2, Table 1).
 
     With ``num_classes=None`` the forward pass maps images ``(B, 3, H, W)`` to feature maps: a dict
@@ -349,10 +349,6 @@ class AOGNet(nn.Module):
         zero_init_last: start the last BN scale of every node operation at 0.
         with_cp: recompute each block's activations in the backward pass to save memory.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
-
-    Attributes:
-        feature_channels: channels of ``stem`` and of every stage that is built, by name.
-        feature_strides: their total strides.
 
     Raises:
         ValueError: an unknown variant or feature, widths that the grammar cannot divide, or a
@@ -376,25 +372,10 @@ class AOGNet(nn.Module):
         super().__init__()
         self.variant = get_variant(variant)
         names = FEATURES[: len(self.variant.words) + 1]
-        if out_features is not None and num_classes is not None:
-            raise ValueError(
-                "a classifier returns no feature maps: give out_features or num_classes"
-            )
-        self.by_index = bool(out_features) and isinstance(out_features[0], int)
-        self.out_features = _feature_names(out_features, names)
-        self.num_classes = num_classes
-        depth = (
-            len(names) - 1 if num_classes is not None else max(map(names.index, self.out_features))
-        )
-        if not -1 <= frozen_stages <= depth:
-            raise ValueError(f"frozen_stages is {frozen_stages}; allowed are -1 to {depth}")
-        self.frozen_stages = frozen_stages
+        channels = dict(zip(names, self.variant.channels))
+        self._plan_features(channels, STRIDES, out_features, num_classes, frozen_stages)
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1
-
-        self.stage_names = names[1 : depth + 1]
-        self.feature_channels = dict(zip(names[: depth + 1], self.variant.channels))
-        self.feature_strides = {name: STRIDES[name] for name in self.feature_channels}
 
         self.stem = _stem(in_channels, self.variant.channels[0], norm)
         _init_weights(self.stem, zero_init_last)
@@ -415,14 +396,9 @@ class AOGNet(nn.Module):
             nn.init.zeros_(self.fc.bias)
         self.train()
 
-    @property
-    def size_divisibility(self) -> int:
-        """Stride of the deepest stage that is built."""
-        return max(self.feature_strides.values())
-
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name; those in ``out_features``, or the last one of a classifier."""
-        wanted = self.out_features if self.num_classes is None else self.stage_names[-1:]
+        wanted = self.wanted_features()
         features = {}
         x = self.stem(x)
         if "stem" in wanted:
@@ -437,16 +413,9 @@ class AOGNet(nn.Module):
         """See the class: feature maps, pooled features or logits."""
         features = self.forward_features(x)
         if self.num_classes is None:
-            return tuple(features.values()) if self.by_index else features
+            return self.pack_features(features)
         pooled = features[self.stage_names[-1]].mean((2, 3))
         return self.fc(pooled) if self.num_classes else pooled
-
-    def train(self, mode: bool = True) -> AOGNet:
-        """Set the mode; frozen stages stay in eval mode and without gradients."""
-        super().train(mode)
-        for name in FEATURES[: self.frozen_stages + 1]:
-            freeze(getattr(self, name))
-        return self
 
 
 def _stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
@@ -459,24 +428,6 @@ def _stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
         Conv2dNormActivation(half, channels, 3, norm_layer=norm, bias=False),
         nn.MaxPool2d(2, 2),
     )
-
-
-def _feature_names(wanted: Sequence[str | int] | None, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The wanted features as names, shallow to deep.
-
-    Raises:
-        ValueError: nothing wanted, an unknown or repeated one, or names mixed with indices.
-    """
-    if wanted is None:
-        return names[1:]
-    indices = dict(enumerate(names[1:]))
-    known = indices if all(isinstance(item, int) for item in wanted) else dict(zip(names, names))
-    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
-        raise ValueError(
-            f"out_features is {tuple(wanted)}; allowed are distinct names out of {names} "
-            f"or distinct indices out of {tuple(indices)}"
-        )
-    return tuple(sorted((known[item] for item in wanted), key=names.index))
 
 
 def _create(name: str, **kwargs) -> AOGNet:

@@ -1,7 +1,8 @@
 """The embedded demo: a deterministic data set of drawn objects in COCO's instance format.
 
 Four classes of shapes in any rotation, filled with textures, on textured grounds; they vary in size
-by a factor of four, overlap and hide one another. Masks show the visible part only, as in COCO.
+by a factor of four, overlap and hide one another. Masks show the visible part only, as in COCO;
+polygons have no holes, so one that a smaller shape punches is filled in them.
 Some images hold a crowd region: a swarm of small shapes of one class, annotated as one RLE mask
 with ``iscrowd`` 1.
 """

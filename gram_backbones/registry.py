@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 # Modules that register models when imported.
-_FAMILIES = ("aognet",)
+_FAMILIES = ("aognet", "dgnet")
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
 

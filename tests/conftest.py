@@ -1,10 +1,24 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+REFERENCE = Path(__file__).parent / "reference"
+# The COCO photographs: below DETECTRON2_DATASETS, or in a folder next to the checkout.
+_SHARED = Path(__file__).resolve().parents[2] / "shared/datasets"
+DATASETS = next(
+    (
+        root
+        for root in (Path(os.environ.get("DETECTRON2_DATASETS", "datasets")), _SHARED)
+        if (root / "coco/annotations/instances_val2017.json").is_file()
+    ),
+    None,
+)
+needs_coco = pytest.mark.skipif(
+    DATASETS is None, reason="no coco folder below DETECTRON2_DATASETS or next to the checkout"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -13,8 +27,5 @@ def _seed():
 
 
 def load_reference(name: str):
-    """A reference record that lies beside the checkout, or a skip that says what is missing."""
-    path = SHARED / "reference" / "aognet" / name
-    if not path.is_file():
-        pytest.skip(f"reference record {name} is not beside this checkout")
-    return json.loads(path.read_text())
+    """A reference record: figures obtained by running the authors' implementation."""
+    return json.loads((REFERENCE / name).read_text())

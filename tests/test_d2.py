@@ -222,7 +222,7 @@ def test_c4_applies_the_family_s_last_stage_to_regions():
         ({"MODEL.AOGNET.OUT_FEATURES": ["res2", "res9"]}, "res9.*res5"),
         ({"MODEL.AOGNET.CHANNELS": [8, 16, 25, 32, 48]}, "25 output channels.*multiple of 2"),
         ({"MODEL.AOGNET.NORM": "XN"}, "XN.*FrozenBN"),
-        ({"MODEL.BACKBONE.FREEZE_AT": 7}, "frozen_stages is 6"),
+        ({"MODEL.BACKBONE.FREEZE_AT": 7}, "FREEZE_AT is 7; allowed are 0 to 5"),
         ({"MODEL.AOGNET.OUT_FEATURES": ["res2", "res3"]}, r"\['res4', 'res5'\]"),
         ({"MODEL.AOGNET.WORDS": [2, 4]}, "blocks"),
         ({"MODEL.AOGNET.PRUNING": ["keep"] * 4}, "keep_first"),
@@ -250,6 +250,24 @@ def test_c4_heads_refuse_what_they_do_not_fit():
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res5"]
     with pytest.raises(ValueError, match="res5.*res4"):
         gram.GramRes5ROIHeads(cfg, {"res5": ShapeSpec(channels=48, stride=32)})
+    cfg = small_config("mask_rcnn_aognet12m_c4_1x")
+    cfg.MODEL.AOGNET.OUT_FEATURES = ["res4", "res5"]
+    with pytest.raises(ValueError, match="OUT_FEATURES hold 'res5'"):
+        build_model(cfg)
+
+
+def test_features_go_by_name_in_detectron2():
+    with pytest.raises(ValueError, match=r"\[0, 1\].*res2"):
+        gram.AOGNetBackbone("aognet_4m", out_features=[0, 1])
+
+
+def test_images_prepared_for_another_network_are_warned_about(caplog):
+    cfg = small_config(HEADS[0])
+    build_backbone(cfg)
+    assert not caplog.text
+    cfg.INPUT.FORMAT = "BGR"
+    build_backbone(cfg)
+    assert "BGR" in caplog.text and "INPUT.FORMAT" in caplog.text
 
 
 def test_overrides_change_the_variant_s_row():

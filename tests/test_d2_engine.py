@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,23 +17,31 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultPredictor
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 import gram_backbones.d2 as gram
 from gram_backbones import AOGNet
 from gram_backbones.d2.datasets import check_datasets
 from gram_backbones.d2.pictures import save_pictures
-from gram_backbones.d2.replay import ResumedSampler, SeededDataset, seeded
+from gram_backbones.d2.replay import (
+    ResumedSampler,
+    SeededDataset,
+    build_replayable_train_loader,
+    seeded,
+)
 from gram_backbones.demo_dataset import make_demo_dataset
 
-from .conftest import SHARED
+from .conftest import DATASETS, needs_coco
 from .test_d2 import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
+DEMO = "d2_configs/demo_mask_rcnn_aognet4m_fpn.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +109,42 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(cfg, tmp_path, monkeypat
     first, second = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
     assert first["iteration"] == second["iteration"] == 5
     assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())
+
+
+@pytest.mark.parametrize("takes_start", (False, True))
+def test_a_resumed_run_keeps_an_overridden_loader(cfg, caplog, takes_start):
+    calls = []
+
+    class Plain(gram.GramTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            calls.append(0)
+            return [["mine"]]
+
+    class Continued(gram.GramTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg, start_iter=0):
+            calls.append(start_iter)
+            return [["mine"]]
+
+    first = gram.GramTrainer(cfg)
+    with EventStorage(2):
+        first.iter = 2
+        first.checkpointer.save("model_0000002", iteration=2)
+    trainer = (Continued if takes_start else Plain)(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.data_loader == [["mine"]]
+    assert calls == ([0, 3] if takes_start else [0])
+    assert ("takes no start_iter" in caplog.text) != takes_start
+
+
+def test_a_mapper_of_one_s_own_is_replayed(cfg):
+    def mapper(record):
+        return {"id": record["image_id"], "draw": np.random.rand(), "width": 2, "height": 1}
+
+    whole = list(islice(iter(build_replayable_train_loader(cfg, 0, mapper)), 6))
+    resumed = list(islice(iter(build_replayable_train_loader(cfg, 2, mapper)), 4))
+    assert resumed == whole[2:]
 
 
 def test_another_seed_is_another_run(cfg, tmp_path):
@@ -222,6 +268,40 @@ def test_a_trained_model_predicts_on_an_image_file(cfg, demo, tmp_path, predicto
     assert instances.pred_masks.shape[1:] == image.shape[:2]
 
 
+def test_a_predictor_without_weights_is_refused(cfg):
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        gram.GramPredictor(cfg)
+
+
+def test_pickled_weights_are_refused(cfg, tmp_path):
+    (tmp_path / "R-50.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match="R-50.pkl.*not read"):
+        gram.GramCheckpointer(build_model(cfg)).load(str(tmp_path / "R-50.pkl"))
+
+
+def test_pictures_of_a_data_set_without_an_id_map(demo, tmp_path):
+    records = DatasetCatalog.get("demo_val")[:1]
+    DatasetCatalog.register("by_hand", lambda: records)
+    MetadataCatalog.get("by_hand").thing_classes = list("abcd")
+    results = [{"image_id": 1, "category_id": 3, "bbox": [5, 5, 40, 40], "score": 0.2}]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    try:
+        assert save_pictures(str(tmp_path / "results.json"), "by_hand", str(tmp_path)) == 1
+    finally:
+        DatasetCatalog.remove("by_hand")
+
+
+def test_an_evaluation_without_results_file_draws_nothing(cfg, caplog):
+    class Counting(gram.GramTrainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            return DatasetEvaluators([])
+
+    with caplog.at_level("INFO"):
+        Counting.test(cfg, build_model(cfg))
+    assert "No pictures" in caplog.text
+
+
 def test_pictures_show_predictions_next_to_the_truth(demo, tmp_path):
     record = DatasetCatalog.get("demo_val")[0]
     annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
@@ -272,14 +352,47 @@ def run_tool(*args, datasets, **options):
 
 
 def test_train_net_without_data_stops_with_the_paths_and_no_trace(tmp_path):
-    start = time.monotonic()
     done = run_tool(
         "--config", "d2_configs/mask_rcnn_aognet40m_fpn_1x.yaml", datasets=tmp_path / "none"
     )
     assert done.returncode == 1
     assert str(tmp_path / "none" / "coco/annotations/instances_train2017.json") in done.stderr
     assert "DETECTRON2_DATASETS" in done.stderr and "Traceback" not in done.stderr
-    assert time.monotonic() - start < 60  # no model was built; most of it is importing torch
+
+
+def test_train_net_checks_before_it_builds(tmp_path):
+    """Within a second after the imports: the tool is loaded, then timed."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import train_net
+    finally:
+        sys.path.pop(0)
+    register_coco_instances("gone_too", {}, str(tmp_path / "gone.json"), str(tmp_path / "gone"))
+    config = gram.get_config_file("mask_rcnn_aognet40m_fpn_1x")
+    args = train_net.parse_args(["--config", config, "DATASETS.TRAIN", "('gone_too',)"])
+    try:
+        start = time.monotonic()
+        with pytest.raises(FileNotFoundError, match="gone.json"):
+            train_net.load_config(args)
+        assert time.monotonic() - start < 1
+    finally:
+        DatasetCatalog.remove("gone_too")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    (
+        ((), "give a config"),
+        (("--config", "no_such_file.yaml"), "no_such_file.yaml"),
+        (("--config", DEMO, "SOLVER.FOO", "3"), "FOO"),
+        (("--config", DEMO, "SOLVER.MAX_ITER"), "odd|length"),
+        (("--config", DEMO, "--eval-only"), "MODEL.WEIGHTS"),
+    ),
+)
+def test_train_net_refuses_with_a_sentence(tmp_path, args, message):
+    done = run_tool(*args, datasets=tmp_path)
+    assert done.returncode and "Traceback" not in done.stderr
+    assert re.search(message, done.stderr)
 
 
 SMALL = (
@@ -290,7 +403,7 @@ SMALL = (
 
 
 def test_train_net_trains_and_evaluates_and_evaluates_again(demo, tmp_path):
-    config = ("--config", "d2_configs/demo_mask_rcnn_aognet4m_fpn.yaml")
+    config = ("--config", DEMO)
     done = run_tool(*config, *SMALL, "OUTPUT_DIR", tmp_path, datasets=demo.parent)
     assert done.returncode == 0, done.stderr
     for name in ("model_final.pth", "metrics.json", "inference/gram_demo_val/pictures/000000.png"):
@@ -307,7 +420,7 @@ def test_train_net_trains_and_evaluates_and_evaluates_again(demo, tmp_path):
 def test_train_net_in_two_processes(demo, tmp_path):
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes take two GPUs, or none")
-    config = ("--config", "d2_configs/demo_mask_rcnn_aognet4m_fpn.yaml", "--num-gpus", 2)
+    config = ("--config", DEMO, "--num-gpus", 2)
     port = 20000 + os.getpid() % 20000
     done = run_tool(
         *config,
@@ -322,11 +435,42 @@ def test_train_net_in_two_processes(demo, tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
+@needs_coco
 def test_a_shipped_config_trains_and_evaluates_on_coco_photographs(tmp_path):
-    if not (SHARED / "datasets/coco/annotations").is_dir():
-        pytest.skip("the COCO photographs are not beside this checkout")
     config = ("--config", "d2_configs/mask_rcnn_aognet12m_fpn_1x.yaml")
     small = [*SMALL, "MODEL.RPN.POST_NMS_TOPK_TEST", 50, "OUTPUT_DIR", tmp_path]
-    done = run_tool(*config, *small, datasets=SHARED / "datasets")
+    done = run_tool(*config, *small, datasets=DATASETS)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "inference/coco_2017_val/pictures").glob("*.png"))) == 2
+
+
+@pytest.mark.slow
+@needs_coco
+def test_a_killed_run_on_coco_photographs_ends_as_one_that_was_not(tmp_path):
+    """The shipped 12M config at full width: killed after iteration 10, resumed by a new process."""
+    config = ("--config", "d2_configs/mask_rcnn_aognet12m_fpn_1x.yaml")
+    small = (
+        "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (160,192) INPUT.MAX_SIZE_TRAIN 320 "
+        "INPUT.MIN_SIZE_TEST 192 INPUT.MAX_SIZE_TEST 320 SOLVER.IMS_PER_BATCH 2 "
+        "SOLVER.MAX_ITER 20 SOLVER.STEPS () SOLVER.BASE_LR 0.002 SOLVER.CHECKPOINT_PERIOD 10 "
+        "TEST.PICTURES.NUM 2"
+    ).split()
+    done = run_tool(*config, *small, "OUTPUT_DIR", tmp_path / "whole", datasets=DATASETS)
+    assert done.returncode == 0, done.stderr
+
+    stopped = tmp_path / "stopped"
+    env = {**os.environ, "DETECTRON2_DATASETS": str(DATASETS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "tools/train_net.py", *config, *small, "OUTPUT_DIR", str(stopped)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (stopped / "last_checkpoint").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (stopped / "model_final.pth").exists()
+    done = run_tool(*config, "--resume", *small, "OUTPUT_DIR", stopped, datasets=DATASETS)
+    assert done.returncode == 0, done.stderr
+    first, second = state_of(tmp_path / "whole"), state_of(stopped)
+    assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())

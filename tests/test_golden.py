@@ -9,7 +9,7 @@ from gram_backbones import create_model
 from .conftest import load_reference
 from .golden import fixed_value, our_name
 
-# Relative to the output's own size: its standard deviation plus the size of the value compared.
+# Relative, of every figure.
 TOLERANCE = 1e-9
 
 

@@ -114,10 +114,15 @@ def test_lateral_chains(n, pruning):
 
 
 def test_lateral_turns_after_a_short_chain():
-    """Pruned to the first split, five words have one OR-node of four words and two AND-nodes."""
+    """Pruned to the first split, five words have one AND-node of three words and two of four."""
     graph = build_graph(5, pruning="keep_first")
-    spans = {v.span: v for v in graph.nodes if v.type is NodeType.OR}
-    assert spans[(1, 1)].lateral == spans[(0, 0)].id  # left to right
+    chains = {
+        length: [v for v in graph.nodes if v.type is NodeType.AND and v.length == length]
+        for length in (3, 4)
+    }
+    assert len(chains[3]) == 1
+    left, right = sorted(chains[4], key=lambda v: (v.span[0] + v.left_words, v.span[0]))
+    assert right.lateral == left.id and left.lateral is None
 
 
 @pytest.mark.parametrize("options", ({}, {"scale_lateral_skip": False, "concat_by_id": True}))

@@ -6,7 +6,6 @@ tools/train_net.py --config … --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 import argparse
-import logging
 import sys
 
 import torch
@@ -22,7 +21,10 @@ from gram_backbones.d2.datasets import check_datasets
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument("--config", dest="config_file", metavar="FILE", help="path to config file")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("give a config: --config d2_configs/mask_rcnn_aognet40m_fpn_1x.yaml")
+    return args
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -35,6 +37,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
         print("There is no GPU here: running on the CPU.", file=sys.stderr)
     names = list(cfg.DATASETS.TEST)
+    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+        raise ValueError("--eval-only needs a trained model: append MODEL.WEIGHTS model_final.pth")
     check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
     cfg.freeze()
     return cfg
@@ -59,9 +63,9 @@ if __name__ == "__main__":
     args = parse_args()
     try:
         cfg = load_config(args)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        logging.getLogger(__name__).debug("refused", exc_info=True)
-        sys.exit(f"train_net.py: {error.args[-1]}")
+    except (AssertionError, FileNotFoundError, KeyError, ValueError) as error:
+        # Detectron2 and yacs assert on wrong files, keys and values.
+        sys.exit(f"train_net.py: {type(error).__name__}: {error.args[-1] if error.args else error}")
     launch(
         main,
         args.num_gpus,

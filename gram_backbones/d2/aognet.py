@@ -11,6 +11,7 @@ from detectron2.modeling.backbone import FPN
 
 from ..aognet import AOGNet, AOGNetVariant, AOGStage, get_variant
 from .fpn import build_fpn, build_retinanet_fpn
+from .interface import check_preprocessing, feature_names, frozen_stages, output_shape
 from .norm import norm_factory
 
 
@@ -40,18 +41,15 @@ class AOGNetBackbone(AOGNet, Backbone):
     ):
         super().__init__(
             variant,
-            out_features=tuple(out_features),
+            out_features=feature_names(out_features),
             norm=norm_factory(norm),
-            frozen_stages=freeze_at - 1,
+            frozen_stages=frozen_stages(freeze_at),
             **kwargs,
         )
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and strides of the features that the forward pass returns."""
-        return {
-            name: ShapeSpec(channels=self.feature_channels[name], stride=self.feature_strides[name])
-            for name in self.out_features
-        }
+        return output_shape(self)
 
 
 def variant_from_config(cfg: CfgNode) -> AOGNetVariant:
@@ -87,8 +85,10 @@ def build_aognet_res5(cfg: CfgNode) -> AOGStage:
 def build_aognet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> AOGNetBackbone:
     """AOGNet from ``MODEL.AOGNET`` and ``MODEL.BACKBONE.FREEZE_AT``."""
     node = cfg.MODEL.AOGNET
+    variant = variant_from_config(cfg)
+    check_preprocessing(cfg, variant.preprocessing)
     return AOGNetBackbone(
-        variant_from_config(cfg),
+        variant,
         out_features=node.OUT_FEATURES,
         in_channels=input_shape.channels,
         norm=node.NORM,

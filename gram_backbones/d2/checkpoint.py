@@ -22,12 +22,19 @@ class GramCheckpointer(DetectionCheckpointer):
             in another shape. The message lists the names, and the model is left as it was.
     """
 
+    def _load_file(self, filename: str):
+        if filename.endswith(".pkl"):
+            # Detectron2 unpickles these without restriction, and its ResNets (BGR, stride in the
+            # first 1 × 1) fit other networks by shape only.
+            raise ValueError(f"{filename}: .pkl files are not read; convert it to .pth tensors")
+        return super()._load_file(filename)
+
     def _load_model(self, checkpoint):
         model = getattr(self.model, "module", self.model)
         prefixes = _backbone_prefixes(model)
         state = {name.removeprefix("module."): v for name, v in checkpoint["model"].items()}
         if not any(name.startswith("backbone.") for name in state):
-            state = _place(state, prefixes)
+            state = _place(state, model.state_dict(), prefixes)
         checkpoint["model"] = state
         count = _check_backbone(model.state_dict(), state, prefixes)
         incompatible = super()._load_model(checkpoint)
@@ -43,13 +50,16 @@ def _backbone_prefixes(model: nn.Module) -> tuple[str, ...]:
     return (backbone,)
 
 
-def _place(state: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+def _place(
+    state: dict[str, Tensor], model: dict[str, Tensor], prefixes: tuple[str, ...]
+) -> dict[str, Tensor]:
     """A bare backbone's tensors under the names that they have in a detector."""
-    in_heads = "res5." if len(prefixes) > 1 else ()
-    return {
-        f"roi_heads.{name}" if in_heads and name.startswith(in_heads) else prefixes[0] + name: value
-        for name, value in state.items()
-    }
+    placed = {}
+    for name, value in state.items():
+        # AOGNet's last stage is the head's res5 itself, DG-Net's stands inside it.
+        homes = [f"roi_heads.{name}", f"roi_heads.res5.{name}"] if len(prefixes) > 1 else []
+        placed[next((home for home in homes if home in model), prefixes[0] + name)] = value
+    return placed
 
 
 def _check_backbone(model: dict[str, Tensor], state: dict, prefixes: tuple[str, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import weakref
@@ -20,6 +21,7 @@ from detectron2.engine import (
 from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from .checkpoint import GramCheckpointer
@@ -41,6 +43,9 @@ class GramTrainer(DefaultTrainer):
         # DefaultTrainer's own, but for the checkpointer, which it constructs before hooks take it,
         # and for device ids, which DDP refuses on CPUs.
         TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()  # not called yet: losses and ETA would not be seen
+            setup_logger(name="gram_backbones")
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -73,16 +78,28 @@ class GramTrainer(DefaultTrainer):
                 self.cfg.MODEL.BACKBONE.FREEZE_AT,
             )
         super().resume_or_load(resume)
-        if self.start_iter and is_replayable(self.cfg):
+        if not self.start_iter or not is_replayable(self.cfg):
+            return
+        if "start_iter" in inspect.signature(self.build_train_loader).parameters:
             self._trainer.reset_data_loader(
-                lambda: build_replayable_train_loader(self.cfg, self.start_iter)
+                lambda: self.build_train_loader(self.cfg, start_iter=self.start_iter)
+            )
+        else:
+            logger.warning(
+                "%s.build_train_loader takes no start_iter: this run starts the data anew and will "
+                "not repeat one that was not stopped.",
+                type(self).__name__,
             )
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        """A loader whose stream can be continued; Detectron2's own where that is not possible."""
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
+        """A loader whose stream can be continued; Detectron2's own where that is not possible.
+
+        An override with a mapper of its own returns ``build_replayable_train_loader(cfg,
+        start_iter, mapper)``; one without ``start_iter`` is taken as it is, also in a resumed run.
+        """
         if is_replayable(cfg):
-            return build_replayable_train_loader(cfg)
+            return build_replayable_train_loader(cfg, start_iter)
         logger.warning(
             "A resumed run will not repeat this one: that takes SEED of at least 0 (it is %s) and "
             "DATALOADER.SAMPLER_TRAIN TrainingSampler (it is %s).",
@@ -102,15 +119,7 @@ class GramTrainer(DefaultTrainer):
         results = super().test(cfg, model, evaluators)
         if evaluators is None and comm.is_main_process():
             for name in cfg.DATASETS.TEST:
-                folder = _results_dir(cfg, name)
-                saved = save_pictures(
-                    os.path.join(folder, "coco_instances_results.json"),
-                    name,
-                    os.path.join(folder, "pictures"),
-                    limit=cfg.TEST.PICTURES.NUM,
-                    score_thresh=cfg.TEST.PICTURES.SCORE_THRESH,
-                )
-                logger.info("Wrote %d pictures to %s", saved, os.path.join(folder, "pictures"))
+                _draw_results(cfg, name)
         return results
 
 
@@ -118,6 +127,8 @@ class GramPredictor(DefaultPredictor):
     """``DefaultPredictor`` whose ``MODEL.WEIGHTS`` fill every backbone tensor, or it raises."""
 
     def __init__(self, cfg: CfgNode):
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError("MODEL.WEIGHTS is empty; a predictor needs a trained model's file")
         stock = cfg.clone()
         stock.defrost()
         stock.MODEL.WEIGHTS = ""
@@ -126,6 +137,26 @@ class GramPredictor(DefaultPredictor):
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         GramCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+
+
+def _draw_results(cfg: CfgNode, dataset_name: str) -> None:
+    """Pictures of what the evaluator wrote; another evaluator may have written nothing."""
+    folder = _results_dir(cfg, dataset_name)
+    results = os.path.join(folder, "coco_instances_results.json")
+    if not cfg.TEST.PICTURES.NUM:
+        return
+    if not os.path.isfile(results):
+        logger.info("No pictures: there is no %s", results)
+        return
+    pictures = os.path.join(folder, "pictures")
+    saved = save_pictures(
+        results,
+        dataset_name,
+        pictures,
+        limit=cfg.TEST.PICTURES.NUM,
+        score_thresh=cfg.TEST.PICTURES.SCORE_THRESH,
+    )
+    logger.info("Wrote %d pictures to %s", saved, pictures)
 
 
 def _has_frozen_parts(model: nn.Module) -> bool:

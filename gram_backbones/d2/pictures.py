@@ -42,7 +42,8 @@ def save_pictures(
         The number of pictures written.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    # Data sets registered without one have contiguous ids already.
+    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {}
     predictions = defaultdict(list)
     with open(results_file) as file:
         for item in json.load(file):
@@ -83,7 +84,7 @@ def _to_instances(items: list[dict], size: tuple[int, int], to_contiguous: dict)
     instances.pred_boxes = Boxes(np.array(boxes, dtype=np.float32).reshape(-1, 4))
     instances.scores = np.array([item["score"] for item in items])
     instances.pred_classes = np.array(
-        [to_contiguous[item["category_id"]] for item in items], dtype=int
+        [to_contiguous.get(item["category_id"], item["category_id"]) for item in items], dtype=int
     )
     if items and "segmentation" in items[0]:
         instances.pred_masks = [item["segmentation"] for item in items]

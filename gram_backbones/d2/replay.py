@@ -12,7 +12,7 @@ and the stream itself is continued where it stopped (:class:`ResumedSampler`).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -30,6 +30,8 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
+
+_MODEL, _AUGMENTATION = 0, 1  # first part of a seed's key: what it is for
 
 
 def seed_everything(*key: int) -> None:
@@ -68,7 +70,7 @@ class ReseedHook(HookBase):
         self._seed = seed
 
     def before_step(self):
-        seed_everything(self._seed, comm.get_rank(), self.trainer.iter)
+        seed_everything(_MODEL, self._seed, comm.get_rank(), self.trainer.iter)
 
 
 class SeededDataset(Dataset):
@@ -80,7 +82,7 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Dataset, seed: int):
         self._dataset = dataset
         # The rank is taken here: a loader's worker process may not know it.
-        self._key = seed, comm.get_rank()
+        self._key = _AUGMENTATION, seed, comm.get_rank()
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -135,8 +137,13 @@ def is_replayable(cfg: CfgNode) -> bool:
     return cfg.SEED >= 0 and cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
 
 
-def build_replayable_train_loader(cfg: CfgNode, start_iter: int = 0):
+def build_replayable_train_loader(
+    cfg: CfgNode, start_iter: int = 0, mapper: Callable[[dict], dict] | None = None
+):
     """Detectron2's training loader for ``cfg``, from iteration ``start_iter`` on.
+
+    ``mapper`` turns a data set's record into a training sample; Detectron2's ``DatasetMapper`` by
+    default.
 
     A resumed loader goes on with exactly the batches of one that was not stopped where
     ``DATALOADER.NUM_WORKERS`` is 0; workers interleave the stream anew.
@@ -159,7 +166,7 @@ def build_replayable_train_loader(cfg: CfgNode, start_iter: int = 0):
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(item["width"] > item["height"]) for item in dicts]
-    dataset = MapDataset(DatasetFromList(dicts, copy=False), DatasetMapper(cfg, True))
+    dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper or DatasetMapper(cfg, True))
     sampler = ResumedSampler(
         TrainingSampler(len(dicts), seed=cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),

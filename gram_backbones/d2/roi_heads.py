@@ -9,6 +9,7 @@ from torch import nn
 from .aognet import build_aognet_res5
 
 _RES5_BUILDERS = {"build_aognet_backbone": build_aognet_res5}
+_OUT_FEATURES = {"build_aognet_backbone": lambda cfg: cfg.MODEL.AOGNET.OUT_FEATURES}
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -32,6 +33,11 @@ class GramRes5ROIHeads(Res5ROIHeads):
             raise ValueError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {cfg.MODEL.ROI_HEADS.IN_FEATURES}; "
                 "GramRes5ROIHeads takes ['res4']"
+            )
+        if "res5" in _OUT_FEATURES[name](cfg):
+            raise ValueError(
+                "the backbone's OUT_FEATURES hold 'res5', which GramRes5ROIHeads applies to "
+                "regions; a C4 backbone takes ['res4']"
             )
         stage = _RES5_BUILDERS[name](cfg)
         return stage, stage.out_channels
