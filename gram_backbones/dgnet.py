@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams, RegNet
 
-from .dynamic_graph import DynamicGraph, ValidSizes
+from .dynamic_graph import ValidSizes, graph_for
 from .layers import Norm, resolve_norm
 from .preprocessing import IMAGENET_RGB, Preprocessing
 from .registry import register_models
@@ -93,7 +94,9 @@ MOBILENET_V2 = Layout(
 
 
 def _regnet(norm_layer: Callable[[int], nn.Module], **parameters: Any) -> RegNet:
-    return RegNet(BlockParams.from_init_params(**parameters), norm_layer=norm_layer)
+    with torch.device("cpu"):  # it computes widths with tensors, also where weights are on meta
+        params = BlockParams.from_init_params(**parameters)
+    return RegNet(params, norm_layer=norm_layer)
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,19 @@ class _DynamicStages(nn.Module):
             for name, block in zip(names, blocks):
                 _place(self, name, block)
             self.block_names[str(index)] = names
-            self.graphs[str(index)] = build_graph(variant, blocks, norm)
+            channels, after, stride = _block_shape(blocks[0])
+            self.graphs[str(index)] = graph_for(
+                blocks,
+                channels,
+                after,
+                stride,
+                norm=norm,
+                edges=variant.edges,
+                router_bias=variant.router_bias,
+                gate=variant.gate,
+                block_shortcut=variant.block_shortcut,
+                wiring_seed=variant.wiring_seed,
+            )
 
     def run_stage(self, key: str, x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
         """One stage; ``valid_sizes`` are those of the image, in pixels."""
@@ -171,38 +186,6 @@ class _DynamicStages(nn.Module):
             valid_sizes = [(-(-h // stride), -(-w // stride)) for h, w in valid_sizes]
         blocks = [self.get_submodule(name) for name in self.block_names[key]]
         return self.graphs[key](x, blocks, valid_sizes)
-
-
-def build_graph(variant: DGNetVariant, blocks: Sequence[nn.Module], norm: Norm) -> DynamicGraph:
-    """The graph of a stage of known blocks.
-
-    Raises:
-        ValueError: ``block_shortcut=False`` with blocks of a type that cannot be taken apart.
-    """
-    first = block_parts(blocks[0])
-    if not variant.block_shortcut and not all(block_parts(block).known for block in blocks):
-        unknown = sorted({type(b).__name__ for b in blocks if not block_parts(b).known})
-        raise ValueError(
-            f"block_shortcut=False takes blocks of known parts; register {unknown} with "
-            "gram_backbones.residual_blocks.block_parts"
-        )
-    shape_in, shape_out, stride = _block_shape(blocks[0])
-    projection = None
-    if first.projection is None and (shape_in != shape_out or stride != 1):
-        projection = nn.Sequential(
-            nn.Conv2d(shape_in, shape_out, 1, stride, bias=False), resolve_norm(norm)(shape_out)
-        )
-        nn.init.kaiming_normal_(projection[0].weight, mode="fan_out", nonlinearity="relu")
-    return DynamicGraph(
-        len(blocks),
-        shape_out,
-        projection=projection,
-        edges=variant.edges,
-        router_bias=variant.router_bias,
-        gate=variant.gate,
-        block_shortcut=variant.block_shortcut,
-        wiring_seed=variant.wiring_seed,
-    )
 
 
 def _block_shape(block: nn.Module) -> tuple[int, int, int]:

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .residual_blocks import BlockParts, block_parts
+from .layers import Norm, resolve_norm
+from .residual_blocks import BlockParts, block_parts, require_known_parts
 from .weighted_sum import weighted_sum
 from .wiring import EDGES, wired_edges
 
@@ -32,9 +33,9 @@ class DynamicGraph(nn.Module):
         channels: channels C of the stage's feature maps.
         projection: brings the stage input to the stage's shape where the first block changes the
             shape without a shortcut of its own [choice]; None otherwise.
-        edges: ``"dynamic"`` predicts weights per image; the rest has no routers. ``"static"`` learns
-            one weight per edge (Table 6); ``"er"``, ``"ba"`` and ``"ws"`` learn one per edge of a
-            random wiring (Table 4); ``"chain"`` is the base network: weight 1 from i to i + 1.
+        edges: ``"dynamic"`` predicts weights per image; the rest has no routers: ``"static"``
+            learns one weight per edge (Table 6); ``"er"``, ``"ba"`` and ``"ws"`` learn one per edge
+            of a random wiring (Table 4); ``"chain"`` is the base network: weight 1 from i to i + 1.
         router_bias: initial bias of the routers (Figure 4): 3 open, 0 neutral, -3 closed. Static
             weights start at its sigmoid.
         gate: what inference takes for an open edge: ``"soft"`` ψ(α), as in training [choice], or
@@ -44,6 +45,7 @@ class DynamicGraph(nn.Module):
         wiring_seed: seed of the random wirings.
 
     Attributes:
+        feeds_others: whether the input node feeds more than the first block.
         records: a list that gets the matrix M of every forward pass, or None; see
             :func:`record_connectivity`.
 
@@ -75,6 +77,7 @@ class DynamicGraph(nn.Module):
         self.projection = projection
         self.records: list[Tensor] | None = None
         self.wiring = wired_edges(edges, n_blocks, wiring_seed)
+        self.feeds_others = any(i == 0 and j > 1 for i, j in self.wiring)
         if edges == "dynamic":
             self.routers = nn.ModuleList(
                 nn.Linear(channels, n_blocks + 1 - i) for i in range(n_blocks + 1)
@@ -132,7 +135,9 @@ class DynamicGraph(nn.Module):
         """x_0: the stage input in the stage's shape [choice]."""
         if self.projection is not None:
             return self.projection(x)
-        return x if first.projection is None else first.projection(x)
+        if first.projection is None or not self.block_shortcut and not self.feeds_others:
+            return x  # which may have another shape where only node 1 reads it
+        return first.projection(x)
 
     def _first_node(
         self,
@@ -172,6 +177,43 @@ class DynamicGraph(nn.Module):
             for router in self.routers:
                 router.bias.fill_(side_bias)
                 router.bias[0] = chain_bias
+
+
+def graph_for(
+    blocks: Sequence[nn.Module],
+    in_channels: int,
+    channels: int,
+    stride: int | tuple[int, int],
+    *,
+    norm: Norm = "BN",
+    **options,
+) -> DynamicGraph:
+    """The graph of a stage of given blocks.
+
+    Args:
+        blocks: the stage's blocks, in order.
+        in_channels, channels: of the stage's input and output.
+        stride: of the stage.
+        norm: of the input node's projection, where the first block has none to share [choice].
+        options: of :class:`DynamicGraph`.
+
+    Raises:
+        ValueError: unknown options, or ``block_shortcut=False`` with blocks of unknown parts.
+    """
+    if not options.get("block_shortcut", True):
+        require_known_parts(blocks)
+    first = block_parts(blocks[0])
+    graph = DynamicGraph(len(blocks), channels, **options)
+    changes_shape = in_channels != channels or stride not in (1, (1, 1))
+    if first.projection is None and changes_shape and graph.feeds_others:
+        graph.projection = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 1, stride, bias=False), resolve_norm(norm)(channels)
+        )
+        nn.init.kaiming_normal_(graph.projection[0].weight, mode="fan_out", nonlinearity="relu")
+    elif first.projection is not None and not graph.feeds_others and not graph.block_shortcut:
+        # Nothing reads it: as a trainable parameter it would break data parallel training.
+        first.projection.requires_grad_(False)
+    return graph
 
 
 class _DynamicRun:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -68,3 +68,16 @@ def _(block: ResBottleneckBlock) -> BlockParts:
 @block_parts.register
 def _(block: InvertedResidual) -> BlockParts:
     return BlockParts(block.conv, adds_shortcut=block.use_res_connect)
+
+
+def require_known_parts(blocks: Iterable[nn.Module]) -> None:
+    """Make sure that every block can be taken apart, as ``block_shortcut=False`` needs.
+
+    Raises:
+        ValueError: blocks of unregistered types; the message names them.
+    """
+    if unknown := sorted({type(b).__name__ for b in blocks if not block_parts(b).known}):
+        raise ValueError(
+            f"block_shortcut=False takes blocks of known parts; register {unknown} with "
+            "gram_backbones.residual_blocks.block_parts"
+        )
