@@ -187,6 +187,19 @@ class _DynamicStages(nn.Module):
         blocks = [self.get_submodule(name) for name in self.block_names[key]]
         return self.graphs[key](x, blocks, valid_sizes)
 
+    def start_as_base(
+        self, threshold: float = -4.0, chain_bias: float = 5.0, side_bias: float = -5.0
+    ) -> None:
+        """Set τ and router biases so that the network starts near its base network and can learn.
+
+        Args:
+            threshold: τ of every node.
+            chain_bias: router bias of the edges from a node to the next.
+            side_bias: router bias of all other edges.
+        """
+        for graph in self.graphs.values():
+            graph.open_chain(threshold, chain_bias, side_bias)
+
 
 def _block_shape(block: nn.Module) -> tuple[int, int, int]:
     """Input channels, output channels and stride of a block, from its convolutions in order."""
@@ -230,7 +243,6 @@ class DGNet(StagedBackbone, _DynamicStages):
         out_features: names out of ``stem``, ``res2`` … ``res5``, or indices of stages.
         num_classes: None for feature maps, 0 for pooled features, otherwise size of the classifier.
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
-        with_cp: recompute each stage's activations in the backward pass to save memory.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``gate``,
             ``block_shortcut``, ``wiring_seed``.
@@ -331,19 +343,6 @@ class DGNet(StagedBackbone, _DynamicStages):
                 f"base network; missing or of another shape: {', '.join(bad[:8])}"
             )
         self.load_state_dict({n: state[n] for n in wanted if n in state}, strict=False)
-
-    def start_as_base(
-        self, threshold: float = -4.0, chain_bias: float = 5.0, side_bias: float = -5.0
-    ) -> None:
-        """Set τ and router biases so that the network starts near its base network and can learn.
-
-        Args:
-            threshold: τ of every node.
-            chain_bias: router bias of the edges from a node to the next.
-            side_bias: router bias of all other edges.
-        """
-        for graph in self.graphs.values():
-            graph.open_chain(threshold, chain_bias, side_bias)
 
 
 class DGStage(_DynamicStages):

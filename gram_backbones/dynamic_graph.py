@@ -11,14 +11,15 @@ from the pooled x_i; every receiving node has a threshold τ.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .layers import Norm, resolve_norm
+from .memory_bound import Weights, add_activate_pool, borrowed_maps, weighted_sum
 from .residual_blocks import BlockParts, block_parts, require_known_parts
-from .weighted_sum import weighted_sum
 from .wiring import EDGES, wired_edges
 
 GATES = ("soft", "hard")
@@ -106,30 +107,51 @@ class DynamicGraph(nn.Module):
         """
         parts = [block_parts(block) for block in blocks]
         if self.edges == "dynamic":
-            run = _DynamicRun(self, x.shape[0], valid_sizes)
+            run = _DynamicRun(self, x, valid_sizes)
         else:
             run = _FixedRun(self, x)
         x0 = self._input_node(x, parts[0])
+        if not run.as_numbers:
+            return self._run_nodes(run, x, x0, parts, None)
+        with borrowed_maps(x0, self.n_blocks) as maps:
+            return self._run_nodes(run, x, x0, parts, maps)
+
+    def _run_nodes(
+        self,
+        run: _DynamicRun | _FixedRun,
+        x: Tensor,
+        x0: Tensor,
+        parts: list[BlockParts],
+        maps: Tensor | None,
+    ) -> Tensor:
+        """All nodes in order; ``maps`` is memory for their outputs, one after the other."""
+        n = self.n_blocks
+        scratch: Tensor | None = None
         features: list[Tensor | None] = [x0]
         run.route(0, x0)
-        for j in range(1, self.n_blocks + 1):
+        for j in range(1, n + 1):
             images, sources, weights = run.inputs(j)
-            if not sources:
-                output = None
-            elif j == 1:
-                output = self._first_node(x, x0, parts[0], weights, images)
-            else:
-                total = weighted_sum([features[i] for i in sources], weights, images)
-                output = self._node(total, blocks[j - 1], parts[j - 1])
+            target = maps[j - 1] if maps is not None and images is None else None
+            done = _Computed(None, spare=scratch)
+            if sources and j == 1:
+                # The other nodes' memory is free still; a stage input may be larger than a map.
+                room = None if maps is None else maps[1:].flatten()
+                fits = room is not None and room.numel() >= x.numel()
+                scratch = room[: x.numel()].view(x.shape) if fits else None
+                done = self._first_node(x, x0, parts[0], weights, images, target, scratch)
+            elif sources:
+                total = weighted_sum([features[i] for i in sources], weights, images, scratch)
+                done = self._node(total, parts[j - 1], target)
+            output, pooled, scratch = done
             if output is not None and images is not None:
                 shape = (x.shape[0], *output.shape[1:])
-                output = output.new_zeros(shape).index_copy(0, images, output)
+                output, pooled = output.new_zeros(shape).index_copy(0, images, output), None
             features.append(output)
-            run.route(j, output)
-        images, sources, weights = run.inputs(self.n_blocks + 1)
+            run.route(j, output, pooled)
+        images, sources, weights = run.inputs(n + 1)
         if self.records is not None:
             self.records.append(run.matrix())
-        return weighted_sum([features[i] for i in sources], weights, images)
+        return weighted_sum([features[i] for i in sources], weights, images, scratch)
 
     def _input_node(self, x: Tensor, first: BlockParts) -> Tensor:
         """x_0: the stage input in the stage's shape [choice]."""
@@ -144,23 +166,26 @@ class DynamicGraph(nn.Module):
         x: Tensor,
         x0: Tensor,
         first: BlockParts,
-        weights: Tensor | None,
+        weights: Weights,
         images: Tensor | None,
-    ) -> Tensor:
+        target: Tensor | None,
+        scratch: Tensor | None,
+    ) -> _Computed:
         """Node 1: activation(branch(w · x) + w · x_0); the projection ran once [choice]."""
-        scaled = weighted_sum([x], weights, images)
+        scaled = weighted_sum([x], weights, images, scratch)
         out = first.branch(scaled)
-        if first.adds_shortcut and self.block_shortcut:
-            # Without a projection x_0 is x, and w · x is there already.
-            same = x0 is x
-            out = out + (scaled if same else weighted_sum([x0], weights, images))
-        return out if first.activation is None else first.activation(out)
+        if not first.adds_shortcut or not self.block_shortcut:
+            return _finish(out, None, None, first, None)
+        if x0 is x:  # without a projection, w · x is there already
+            return _finish(out, scaled, None, first, target)
+        return _finish(out, x0 if images is None else x0[images], weights, first, target)
 
-    def _node(self, x: Tensor, block: nn.Module, parts: BlockParts) -> Tensor:
-        if self.block_shortcut or not parts.adds_shortcut:
-            return block(x)
-        out = parts.branch(x)
-        return out if parts.activation is None else parts.activation(out)
+    def _node(self, x: Tensor, parts: BlockParts, target: Tensor | None) -> _Computed:
+        """Node j > 1 on its summed input."""
+        shortcut = x if self.block_shortcut and parts.adds_shortcut else None
+        if parts.projection is not None and shortcut is not None:
+            shortcut = parts.projection(shortcut)
+        return _finish(parts.branch(x), shortcut, None, parts, target)
 
     def open_chain(self, threshold: float, chain_bias: float, side_bias: float) -> None:
         """Set τ and the routers so that every image starts with the chain i → i + 1.
@@ -177,6 +202,34 @@ class DynamicGraph(nn.Module):
             for router in self.routers:
                 router.bias.fill_(side_bias)
                 router.bias[0] = chain_bias
+
+
+class _Computed(NamedTuple):
+    """A node's output, its mean where that came for free, and memory that is free again."""
+
+    output: Tensor | None
+    pooled: Tensor | None = None
+    spare: Tensor | None = None
+
+
+def _finish(
+    out: Tensor,
+    shortcut: Tensor | None,
+    weights: Weights,
+    parts: BlockParts,
+    target: Tensor | None,
+) -> _Computed:
+    """activation(out + weights · shortcut); ``target`` is memory for it, in CPU inference only."""
+    if target is not None and shortcut is not None and isinstance(parts.activation, nn.ReLU):
+        same = all(t.is_contiguous() and t.dtype == target.dtype for t in (out, shortcut))
+        if same and out.shape == target.shape and target.dtype.itemsize >= 4:
+            return _Computed(*add_activate_pool(out, shortcut, weights, target), spare=out)
+    if shortcut is not None and weights is not None:
+        factors = torch.as_tensor(weights, device=out.device).to(out.dtype)
+        out = torch.addcmul(out, shortcut, factors[:, :, None, None])
+    elif shortcut is not None:
+        out = out + shortcut
+    return _Computed(out if parts.activation is None else parts.activation(out))
 
 
 def graph_for(
@@ -223,80 +276,98 @@ class _DynamicRun:
     still to come, which autograd would not allow in one tensor written in place.
     """
 
-    def __init__(self, graph: DynamicGraph, batch: int, valid_sizes: ValidSizes | None):
+    def __init__(self, graph: DynamicGraph, x: Tensor, valid_sizes: ValidSizes | None):
         self.graph = graph
-        self.batch = batch
+        self.batch = x.shape[0]
         self.valid_sizes = valid_sizes
-        self.alphas: list[Tensor | None] = []  # (B, n + 1 - i) for node i, None if it never ran
+        # Column i is (B, n + 1 - i), the edges out of node i; None if no image has the node.
+        self.alphas: list[Tensor | None] = []
         self.weights: list[Tensor | None] = []
-        self.alive: list[Tensor | None] = []  # (B,) bool where some images do without the node
+        # The same weights as numbers, to see which edges are open: inference only.
+        self.numbers: list[list[list[float]] | None] = []
         self._images: Tensor | None = None
         # Training multiplies every edge: each router gets a gradient on every rank.
-        self.prunes = not graph.training and batch > 0
+        self.prunes = not graph.training and self.batch > 0
+        self.as_numbers = self.prunes and x.device.type == "cpu" and not torch.is_grad_enabled()
 
-    def route(self, i: int, x: Tensor | None) -> None:
-        """Write column i: weights of all edges out of node i, from its pooled output (4), (5)."""
-        if x is None:
-            self.alphas.append(None)
-            self.weights.append(None)
-            return
-        with torch.autocast(x.device.type, enabled=False):
-            pooled = _pool(x, self.valid_sizes)
-            router = self.graph.routers[i]
-            dtype = torch.promote_types(pooled.dtype, router.weight.dtype)
-            logits = nn.functional.linear(
-                pooled.to(dtype), router.weight.to(dtype), router.bias.to(dtype)
-            )
-            alpha = logits.sigmoid()
-            weight = self._gate(alpha, self.graph.thresholds[i:].to(dtype))
-        if self._images is not None:  # only these images have the node
-            missing = torch.ones(self.batch, dtype=torch.bool, device=x.device)
-            missing[self._images] = False
-            weight = weight.masked_fill(missing[:, None], 0)
-            alpha = alpha.masked_fill(missing[:, None], -1)
+    def route(self, i: int, x: Tensor | None, pooled: Tensor | None = None) -> None:
+        """Write column i: weights of all edges out of node i, from its pooled output (4), (5).
+
+        ``pooled`` is the mean of ``x`` over all of each image, where it is known already.
+        """
+        alpha = weight = None
+        if x is not None:
+            with _full_precision(x.device.type):
+                if pooled is None or self.valid_sizes is not None:
+                    pooled = _pool(x, self.valid_sizes)
+                router, threshold = self.graph.routers[i], self.graph.thresholds[i:]
+                dtype = torch.promote_types(pooled.dtype, threshold.dtype)
+                alpha = nn.functional.linear(
+                    pooled.to(dtype), router.weight.to(dtype), router.bias.to(dtype)
+                ).sigmoid()
+                weight = self._gate(alpha, threshold.to(dtype))
+            if self._images is not None:  # the other images do without the node
+                missing = torch.ones(self.batch, 1, dtype=torch.bool, device=x.device)
+                missing[self._images] = False
+                weight, alpha = weight.masked_fill(missing, 0), alpha.masked_fill(missing, -1)
         self.alphas.append(alpha)
         self.weights.append(weight)
+        if self.prunes:
+            self.numbers.append(None if weight is None else weight.tolist())
 
     def _gate(self, alpha: Tensor, threshold: Tensor) -> Tensor:
+        if self.prunes and self.graph.gate == "hard":
+            return torch.where(alpha >= threshold, alpha, 0)
         psi = alpha * torch.sigmoid(alpha - threshold)
-        if not self.prunes:
-            return psi
-        kept = psi if self.graph.gate == "soft" else alpha
-        return torch.where(alpha >= threshold, kept, 0)
+        return torch.where(alpha >= threshold, psi, 0) if self.prunes else psi
 
-    def inputs(self, j: int) -> tuple[Tensor | None, list[int], Tensor | None]:
+    def inputs(self, j: int) -> tuple[Tensor | None, list[int], Weights]:
         """Row j: the images that have the node (None: all), its sources, and their weights."""
         self._images = None
         sources = [i for i in range(j) if self.weights[i] is not None]
-        row = torch.stack([self.weights[i][:, j - 1 - i] for i in sources], 1)
         if not self.prunes:
-            return None, sources, row
+            return None, sources, self._row(sources, j)
         if j == self.graph.n_blocks + 1:
-            row = self._never_empty(row, sources, j)
-        opened = (row != 0).tolist()
-        used = [k for k in range(len(sources)) if any(image[k] for image in opened)]
-        living = [b for b, image in enumerate(opened) if any(image)]
+            self._never_empty(sources)
+        rows = list(zip(*([image[j - 1 - i] for image in self.numbers[i]] for i in sources)))
+        living = [b for b, row in enumerate(rows) if any(row)]
+        used = [k for k, column in enumerate(zip(*rows)) if any(column)]
         if j == self.graph.n_blocks + 1:
             used = used or [0]  # all weights are 0: an output of zeros
         elif len(living) < self.batch:
-            self._images = torch.tensor(living, dtype=torch.long, device=row.device)
-            row = row[self._images]
-        if len(used) < len(sources):
-            row = row[:, used]
-        return self._images, [sources[k] for k in used], row
+            self._images = torch.tensor(living, dtype=torch.long, device=self.weights[0].device)
+            rows = [rows[b] for b in living]
+        sources = [sources[k] for k in used]
+        if self.as_numbers:
+            return self._images, sources, [[row[k] for k in used] for row in rows]
+        if not sources:
+            return self._images, sources, None
+        weights = self._row(sources, j)
+        return self._images, sources, weights if self._images is None else weights[self._images]
 
-    def _never_empty(self, row: Tensor, sources: list[int], j: int) -> Tensor:
-        """Where every edge into the output is closed, its strongest one stays open [choice]."""
-        alphas = torch.stack([self.alphas[i][:, j - 1 - i] for i in sources], 1)
-        best = alphas.argmax(1, keepdim=True)
+    def _row(self, sources: list[int], j: int) -> Tensor:
+        return torch.stack([self.weights[i][:, j - 1 - i] for i in sources], 1)
+
+    def _never_empty(self, sources: list[int]) -> None:
+        """Where every edge into the output is closed, its strongest one stays open [choice].
+
+        With the soft gate its weight is ψ(α), which an infinite threshold makes 0.
+        """
+        closed = [b for b in range(self.batch) if not any(self.numbers[i][b][-1] for i in sources)]
+        if not closed:
+            return
+        alphas = torch.stack([self.alphas[i][:, -1] for i in sources], 1)
+        best = alphas.argmax(1)
         kept = alphas
         if self.graph.gate == "soft":
-            kept = alphas * torch.sigmoid(alphas - self.graph.thresholds[j - 1].to(alphas.dtype))
-        strongest = torch.zeros_like(row).scatter(1, best, kept.gather(1, best).to(row.dtype))
-        row = torch.where((row != 0).any(1, keepdim=True), row, strongest)
-        for k, i in enumerate(sources):
-            self.weights[i] = torch.cat([self.weights[i][:, :-1], row[:, k : k + 1]], 1)
-        return row
+            kept = alphas * torch.sigmoid(alphas - self.graph.thresholds[-1].to(alphas.dtype))
+        for b in closed:
+            k = int(best[b])
+            i = sources[k]
+            mask = torch.zeros_like(self.weights[i], dtype=torch.bool)
+            mask[b, -1] = True
+            self.weights[i] = torch.where(mask, kept[:, k : k + 1], self.weights[i])
+            self.numbers[i][b][-1] = kept[b, k].item()
 
     def matrix(self) -> Tensor:
         """The buffer M, ``(B, n + 2, n + 2)``: row j holds the weights into node j."""
@@ -314,8 +385,9 @@ class _FixedRun:
     def __init__(self, graph: DynamicGraph, x: Tensor):
         self.graph = graph
         self.x = x
+        self.as_numbers = False
 
-    def route(self, i: int, x: Tensor | None) -> None:
+    def route(self, i: int, x: Tensor | None, pooled: Tensor | None = None) -> None:
         """No routers: nothing to write."""
 
     def inputs(self, j: int) -> tuple[None, list[int], Tensor | None]:
@@ -335,6 +407,13 @@ class _FixedRun:
             chain = self.graph.edges == "chain"
             matrix[:, target, source] = 1.0 if chain else self.graph.edge_weights[k].detach()
         return matrix
+
+
+def _full_precision(device_type: str):
+    """Autocast off: pooling, router and gate compute in float32 at least."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _pool(x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:

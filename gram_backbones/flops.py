@@ -12,13 +12,14 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_conv_flops(module: nn.Module, size: int = 224) -> int:
-    """Multiply-adds of all convolutions in one forward pass over a 3 × ``size`` × ``size`` image.
+def count_conv_flops(module: nn.Module, size: int | tuple[int, int] = 224) -> int:
+    """Multiply-adds of all convolutions in one forward pass over an image of ``size`` pixels.
 
     This is the count that papers print as FLOPs; a linear classifier is left out.
     """
     place = next(module.parameters())
-    image = torch.zeros(1, 3, size, size, dtype=place.dtype, device=place.device)
+    height, width = (size, size) if isinstance(size, int) else size
+    image = torch.zeros(1, 3, height, width, dtype=place.dtype, device=place.device)
     training = module.training
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():

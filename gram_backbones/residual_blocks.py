@@ -20,6 +20,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 class BlockParts:
     """A block as ``activation(branch(x) + shortcut(x))``.
 
+    A dynamic graph runs the parts, so hooks on the block itself do not fire; those on its
+    convolutions do.
+
     Attributes:
         branch: the residual branch, without the last activation.
         adds_shortcut: whether the block adds a shortcut at all.

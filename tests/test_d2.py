@@ -20,9 +20,10 @@ from detectron2.utils.events import EventStorage
 
 import gram_backbones.d2 as gram
 from gram_backbones.aognet import VARIANTS, AOGStage
+from gram_backbones.dgnet import VARIANTS as DG_VARIANTS
 from gram_backbones.flops import count_parameters
 
-CONFIGS = sorted(p.stem for p in Path(gram.get_config_file("Base-AOGNet")).parent.glob("*.yaml"))
+CONFIGS = sorted(p.stem for p in Path(gram.get_config_file("Base-1x")).parent.glob("*.yaml"))
 LEAVES = [name for name in CONFIGS if not name.startswith("Base")]
 # Detectors of the paper's Table 4 with Detectron2's heads, in millions, counted with NORM: BN.
 TOTALS = {
@@ -80,6 +81,9 @@ def test_registered_names_and_a_second_import():
         "build_aognet_backbone",
         "build_aognet_fpn_backbone",
         "build_retinanet_aognet_fpn_backbone",
+        "build_dgnet_backbone",
+        "build_dgnet_fpn_backbone",
+        "build_retinanet_dgnet_fpn_backbone",
     )
     assert all(name in BACKBONE_REGISTRY for name in names)
     importlib.reload(gram)
@@ -106,6 +110,8 @@ def test_the_set_of_configs():
         for neck in ("fpn", "c4")
     }
     wanted |= {"retinanet_aognet40m_fpn_1x", "demo_mask_rcnn_aognet4m_fpn"}
+    wanted |= {f"faster_rcnn_dgnet_{base}_fpn_1x" for base in ("r50", "r101", "x50")}
+    wanted |= {f"mask_rcnn_dgnet_{b}_{n}_1x" for b in ("r50", "r101") for n in ("fpn", "c4")}
     assert wanted <= set(LEAVES)
 
 
@@ -115,16 +121,21 @@ def test_configs_build_and_say_what_their_name_says(name):
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         model = build_model(cfg)
-    preprocessing = VARIANTS[cfg.MODEL.AOGNET.VARIANT].preprocessing
+    is_dgnet = "dgnet" in name
+    node = cfg.MODEL.DGNET if is_dgnet else cfg.MODEL.AOGNET
+    preprocessing = (DG_VARIANTS if is_dgnet else VARIANTS)[node.VARIANT].preprocessing
     assert tuple(cfg.MODEL.PIXEL_MEAN) == preprocessing.mean
     assert tuple(cfg.MODEL.PIXEL_STD) == preprocessing.std
     assert cfg.INPUT.FORMAT == preprocessing.channel_order
     assert model.backbone.size_divisibility == (16 if "_c4_" in name else 32)
     if name.startswith("demo"):
         return
-    size = name.split("aognet")[1].split("_")[0]
-    assert cfg.MODEL.AOGNET.VARIANT == f"aognet_{size}" + ("" if size == "60m" else "_released")
-    assert cfg.MODEL.AOGNET.NORM == "FrozenBN" and cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    if is_dgnet:
+        assert name.split("rcnn_")[1].startswith(node.VARIANT) and node.START_AS_BASE
+    else:
+        size = name.split("aognet")[1].split("_")[0]
+        assert node.VARIANT == f"aognet_{size}" + ("" if size == "60m" else "_released")
+    assert node.NORM == "FrozenBN" and cfg.MODEL.BACKBONE.FREEZE_AT == 2
     assert cfg.MODEL.MASK_ON == name.startswith("mask")
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert cfg.SOLVER.IMS_PER_BATCH == 16

@@ -13,6 +13,7 @@ from gram_backbones.dgnet import RESNET, VARIANTS, DGNetVariant, DGStage
 from gram_backbones.dynamic_graph import DynamicGraph
 from gram_backbones.flops import count_conv_flops, count_parameters
 from gram_backbones.rewire import rewire
+from gram_backbones.wiring import EDGES
 
 # spec: parameters of the base network and of DG-Net, ImageNet head included
 TABLE = {
@@ -123,13 +124,15 @@ def test_a_trainable_start_is_near_the_base_and_has_gradients():
         assert all(router.bias.grad.abs().min() > 0 for router in graph.routers)
 
 
-@pytest.mark.parametrize("batch", (1, 2))
-@pytest.mark.parametrize("edges", ("dynamic", "static", "chain", "er", "ba", "ws"))
-@pytest.mark.parametrize("name", ("tiny", *TABLE))
+# Every mode at both batch sizes on a small network; on the real ones what differs between them.
+_CASES = [("tiny", edges, batch) for edges in EDGES for batch in (1, 2)]
+_CASES += [(name, "dynamic", batch) for name in TABLE for batch in (1, 2)]
+_CASES += [(name, edges, 2) for name in ("dgnet_mobilenet_v2", "dgnet_r18") for edges in EDGES[1:]]
+
+
+@pytest.mark.parametrize(("name", "edges", "batch"), _CASES)
 def test_every_parameter_has_a_gradient(name, edges, batch):
     """At once a gradient; within three steps from random BN scales a non-zero one."""
-    if name != "tiny" and (edges != "dynamic" and (batch == 1 or name == "dgnet_r101")):
-        pytest.skip("one variant with every mode is enough")
     options = {"edges": edges}
     if name == "dgnet_r101" and edges == "dynamic":
         # 23 blocks of ψ = 0.69 each multiply features by 1.7: routers saturate, sigmoid' is 0.0.
@@ -207,7 +210,7 @@ def test_batches_equal_images_one_by_one():
         one_by_one = [model(image) for image in x.split(1)]
     for name, feature in together.items():
         alone = torch.cat([f[name] for f in one_by_one])
-        torch.testing.assert_close(feature, alone, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(feature, alone, rtol=1e-6, atol=1e-6 * alone.std().item())
     matrices = records["graphs.1"]
     torch.testing.assert_close(matrices[0], torch.cat(matrices[1:]))
     assert len({tuple(m.ne(0).flatten().tolist()) for m in matrices[0]}) > 1

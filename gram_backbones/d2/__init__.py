@@ -17,21 +17,33 @@ from .aognet import (
 from .checkpoint import GramCheckpointer
 from .config import add_gram_backbones_config, get_config, get_config_file
 from .datasets import register_demo_datasets
+from .dgnet import (
+    DGNetBackbone,
+    build_dgnet_backbone,
+    build_dgnet_fpn_backbone,
+    build_retinanet_dgnet_fpn_backbone,
+)
 from .engine import GramPredictor, GramTrainer
+from .meta_arch import GramGeneralizedRCNN
 from .roi_heads import GramRes5ROIHeads
 
 register_demo_datasets()
 
 __all__ = [
     "AOGNetBackbone",
+    "DGNetBackbone",
     "GramCheckpointer",
+    "GramGeneralizedRCNN",
     "GramPredictor",
     "GramRes5ROIHeads",
     "GramTrainer",
     "add_gram_backbones_config",
     "build_aognet_backbone",
     "build_aognet_fpn_backbone",
+    "build_dgnet_backbone",
+    "build_dgnet_fpn_backbone",
     "build_retinanet_aognet_fpn_backbone",
+    "build_retinanet_dgnet_fpn_backbone",
     "get_config",
     "get_config_file",
 ]

@@ -69,6 +69,9 @@ def _check_backbone(model: dict[str, Tensor], state: dict, prefixes: tuple[str, 
         for name in model
         if name.startswith(prefixes) and not name.endswith("num_batches_tracked")
     ]
+    if not any(".graphs." in name for name in state):
+        # A DG-Net from its base network's weights: routers keep the start they were built with.
+        wanted = [name for name in wanted if ".graphs." not in name]
     missing = [name for name in wanted if name not in state]
     wrong = [
         f"{name} of shape {tuple(state[name].shape)}, not {tuple(model[name].shape)}"

@@ -12,7 +12,7 @@ _CONFIG_DIRS = (_PACKAGE / "d2_configs", _PACKAGE.parent / "d2_configs")
 
 
 def add_gram_backbones_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.AOGNET`` and our trainer's keys to a Detectron2 config; repeating is safe."""
+    """Add our backbones' and trainer's keys to a Detectron2 config; repeating is safe."""
     if "AOGNET" in cfg.MODEL:
         return
     node = cfg.MODEL.AOGNET = CfgNode()
@@ -31,6 +31,18 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     node.LATERAL = None
     node.SCALE_LATERAL_SKIP = None
     node.CONCAT_BY_ID = None
+
+    node = cfg.MODEL.DGNET = CfgNode()
+    node.VARIANT = "dgnet_r50"
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    node.NORM = "FrozenBN"
+    node.EDGES = "dynamic"  # or "static", "chain", "er", "ba", "ws"
+    node.ROUTER_BIAS = 3.0
+    node.GATE = "soft"  # or "hard"
+    node.BLOCK_SHORTCUT = True
+    node.WIRING_SEED = 0
+    # Start near the base network, for its pretrained weights; ROUTER_BIAS then has no effect.
+    node.START_AS_BASE = False
 
     # Pictures of predictions next to the ground truth after an evaluation: how many, and from
     # which score on an instance is drawn.

@@ -7,9 +7,13 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
 from .aognet import build_aognet_res5
+from .dgnet import build_dgnet_res5
 
-_RES5_BUILDERS = {"build_aognet_backbone": build_aognet_res5}
-_OUT_FEATURES = {"build_aognet_backbone": lambda cfg: cfg.MODEL.AOGNET.OUT_FEATURES}
+# Backbone -> its config node, and the builder of its last stage.
+_FAMILIES = {
+    "build_aognet_backbone": ("AOGNET", build_aognet_res5),
+    "build_dgnet_backbone": ("DGNET", build_dgnet_res5),
+}
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -24,20 +28,21 @@ class GramRes5ROIHeads(Res5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
         name = cfg.MODEL.BACKBONE.NAME
-        if name not in _RES5_BUILDERS:
+        if name not in _FAMILIES:
             raise ValueError(
                 f"MODEL.ROI_HEADS.NAME GramRes5ROIHeads does not go with MODEL.BACKBONE.NAME "
-                f"{name!r}; allowed are {sorted(_RES5_BUILDERS)}"
+                f"{name!r}; allowed are {sorted(_FAMILIES)}"
             )
         if list(cfg.MODEL.ROI_HEADS.IN_FEATURES) != ["res4"]:
             raise ValueError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {cfg.MODEL.ROI_HEADS.IN_FEATURES}; "
                 "GramRes5ROIHeads takes ['res4']"
             )
-        if "res5" in _OUT_FEATURES[name](cfg):
+        node, build_res5 = _FAMILIES[name]
+        if "res5" in cfg.MODEL[node].OUT_FEATURES:
             raise ValueError(
                 "the backbone's OUT_FEATURES hold 'res5', which GramRes5ROIHeads applies to "
                 "regions; a C4 backbone takes ['res4']"
             )
-        stage = _RES5_BUILDERS[name](cfg)
+        stage = build_res5(cfg)
         return stage, stage.out_channels

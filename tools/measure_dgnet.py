@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""Measure DG-Net on photographs: its trainable start, and what padding does to its edges.
+
+    tools/measure_dgnet.py start DATASETS/coco/val2017     deviation from the base against gradient
+    tools/measure_dgnet.py padding DATASETS/coco/val2017   how far padding moves edge weights
+
+Without downloads there are no trained weights: the base network is a random torchvision ResNet-50
+whose BN statistics are taken on the photographs first.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from torchvision.io import ImageReadMode, read_image
+from torchvision.models import resnet50
+from torchvision.transforms.functional import center_crop, normalize, resize
+
+from gram_backbones import create_model, record_connectivity
+from gram_backbones.preprocessing import IMAGENET_RGB
+
+STARTS = [(tau, chain, -chain) for tau in (0.0, -2.0, -4.0, -6.0) for chain in (2.0, 3.0, 5.0, 7.0)]
+
+
+def load(folder: Path, count: int, side: int) -> torch.Tensor:
+    """The first photographs of a folder as network inputs ``(count, 3, side, side)``."""
+    images = []
+    for path in sorted(folder.glob("*.jpg"))[:count]:
+        image = read_image(str(path), ImageReadMode.RGB)
+        image = center_crop(resize(image, [side], antialias=True), [side, side]).float()
+        images.append(normalize(image, IMAGENET_RGB.mean, IMAGENET_RGB.std))
+    return torch.stack(images)
+
+
+def settled_base(images: torch.Tensor) -> torch.nn.Module:
+    """ResNet-50 with random weights and the photographs' BN statistics."""
+    torch.manual_seed(0)
+    base = resnet50()
+    for module in base.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # plain average
+    with torch.no_grad():
+        base.train()(images)
+    return base.eval()
+
+
+def smallest_gradient(matrix: torch.Tensor, graph: torch.nn.Module) -> float:
+    """The smallest |dψ/dz| of a stage's edges, from its weights ψ (spec, derivatives)."""
+    edges = torch.ones_like(matrix[0]).tril(-1).bool()
+    tau = torch.cat([graph.thresholds.new_zeros(1), graph.thresholds])[:, None].double()
+    psi = matrix.double()
+    # ψ(α) grows with α: bisect for α.
+    low, high = torch.zeros_like(psi), torch.ones_like(psi)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = middle * torch.sigmoid(middle - tau) < psi
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    alpha = (low + high) / 2
+    gate = torch.sigmoid(alpha - tau)
+    slope = (gate + alpha * gate * (1 - gate)) * alpha * (1 - alpha)
+    return slope[:, edges].abs().min().item()
+
+
+def measure_start(images: torch.Tensor) -> None:
+    base = settled_base(images)
+    reference = create_model("dgnet_r50", features_only=True, edges="chain").eval()
+    reference.load_base(base.state_dict())
+    model = create_model("dgnet_r50", features_only=True).eval()
+    model.load_base(base.state_dict())
+    rows = []
+    with torch.no_grad():
+        wanted = reference(images)
+        for start in STARTS:
+            model.start_as_base(*start)
+            with record_connectivity(model) as records:
+                got = model(images)
+            errors = [((got[k] - wanted[k]).norm() / wanted[k].norm()).item() for k in wanted]
+            slopes = [smallest_gradient(m[0], model.graphs[n[7:]]) for n, m in records.items()]
+            rows.append([*start, *(f"{e:.3f}" for e in errors), f"{min(slopes):.1e}"])
+    headers = ["τ", "chain bias", "side bias", *wanted, "smallest |dψ/dz|"]
+    print(tabulate(rows, headers, tablefmt="github"))
+
+
+def measure_padding(images: torch.Tensor) -> None:
+    model = create_model("dgnet_r50", features_only=True).eval()
+    model.load_base(settled_base(images).state_dict())
+    side = images.shape[-1]
+    rows = []
+    for extra in (32, side // 2, side):
+        padded = torch.nn.functional.pad(images, (0, extra, 0, extra))
+        row = [f"{side} to {side + extra}"]
+        for sizes in (None, [(side, side)] * len(images)):
+            with torch.no_grad(), record_connectivity(model) as records:
+                model(images)
+                model(padded, valid_sizes=sizes)
+            moves = torch.cat([(a - b).abs().flatten() for a, b in records.values()])
+            row += [f"{moves[moves > 0].mean():.4f}", f"{moves.max():.3f}"]
+        rows.append(row)
+    headers = ["padding, pixels", "mean move, pooled over all", "largest"]
+    headers += ["mean move, `valid_sizes`", "largest"]
+    print(tabulate(rows, headers, tablefmt="github"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["start", "padding"])
+    parser.add_argument("images", type=Path, help="folder of photographs (*.jpg)")
+    parser.add_argument("--count", type=int, default=16, help="photographs (default: 16)")
+    parser.add_argument("--side", type=int, default=224, help="pixels (default: 224)")
+    args = parser.parse_args()
+    photographs = load(args.images, args.count, args.side)
+    (measure_start if args.what == "start" else measure_padding)(photographs)
