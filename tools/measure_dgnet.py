@@ -20,7 +20,7 @@ from torchvision.transforms.functional import center_crop, normalize, resize
 from gram_backbones import create_model, record_connectivity
 from gram_backbones.preprocessing import IMAGENET_RGB
 
-STARTS = [(tau, chain, -chain) for tau in (0.0, -2.0, -4.0, -6.0) for chain in (2.0, 3.0, 5.0, 7.0)]
+STARTS = [(tau, chain, -chain) for tau in (0, -2, -4, -6, -8) for chain in (3, 5, 7, 9)]
 
 
 def load(folder: Path, count: int, side: int) -> torch.Tensor:
