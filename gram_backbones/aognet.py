@@ -12,7 +12,7 @@ here a block is a loop over that flat list.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
 
@@ -25,7 +25,7 @@ from .grammar import AndOrGraph, NodeType, Step, Term, build_graph
 from .layers import Norm, init_scale, recompute, resolve_norm
 from .preprocessing import IMAGENET_RGB, Preprocessing
 from .registry import register_models
-from .staged import FEATURES, StagedBackbone
+from .staged import FEATURES, StagedBackbone, pick_variant
 
 STRIDES = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
@@ -92,16 +92,8 @@ VARIANTS = {
 
 
 def get_variant(variant: str | AOGNetVariant, **changes) -> AOGNetVariant:
-    """A variant by name or as it is, with some of its fields changed.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if isinstance(variant, str):
-        if variant not in VARIANTS:
-            raise ValueError(f"variant is {variant!r}; allowed are {sorted(VARIANTS)}")
-        variant = VARIANTS[variant]
-    return replace(variant, **changes)
+    """A variant by name or record, see :func:`gram_backbones.staged.pick_variant`."""
+    return pick_variant(VARIANTS, variant, **changes)
 
 
 class NodeOperation(nn.Module):

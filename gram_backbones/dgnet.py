@@ -8,7 +8,7 @@ DG-Net adds stands under ``graphs``. How a stage is computed: `gram_backbones.dy
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from .layers import Norm, resolve_norm
 from .preprocessing import IMAGENET_RGB, Preprocessing
 from .registry import register_models
 from .residual_blocks import block_parts
-from .staged import StagedBackbone
+from .staged import StagedBackbone, pick_variant
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,8 @@ VARIANTS = {
 
 
 def get_variant(variant: str | DGNetVariant, **changes) -> DGNetVariant:
-    """A variant by name or as it is, with some of its fields changed.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if isinstance(variant, str):
-        if variant not in VARIANTS:
-            raise ValueError(f"variant is {variant!r}; allowed are {sorted(VARIANTS)}")
-        variant = VARIANTS[variant]
-    return replace(variant, **changes)
+    """A variant by name or record, see :func:`gram_backbones.staged.pick_variant`."""
+    return pick_variant(VARIANTS, variant, **changes)
 
 
 class _DynamicStages(nn.Module):

@@ -47,7 +47,7 @@ class DynamicGraph(nn.Module):
 
     Attributes:
         feeds_others: whether the input node feeds more than the first block.
-        records: a list that gets the matrix M of every forward pass, or None; see
+        records: lists that get the matrix M of every forward pass; see
             :func:`record_connectivity`.
 
     Raises:
@@ -76,7 +76,7 @@ class DynamicGraph(nn.Module):
         self.gate = gate
         self.block_shortcut = block_shortcut
         self.projection = projection
-        self.records: list[Tensor] | None = None
+        self.records: list[list[Tensor]] = []
         self.wiring = wired_edges(edges, n_blocks, wiring_seed)
         self.feeds_others = any(i == 0 and j > 1 for i, j in self.wiring)
         if edges == "dynamic":
@@ -104,7 +104,12 @@ class DynamicGraph(nn.Module):
 
         Returns:
             Stage output ``(B, C, H, W)``.
+
+        Raises:
+            ValueError: another number of ``valid_sizes`` than images.
         """
+        if valid_sizes is not None and len(valid_sizes) != len(x):
+            raise ValueError(f"valid_sizes has {len(valid_sizes)} entries for {len(x)} images")
         parts = [block_parts(block) for block in blocks]
         if self.edges == "dynamic":
             run = _DynamicRun(self, x, valid_sizes)
@@ -136,7 +141,7 @@ class DynamicGraph(nn.Module):
             if sources and j == 1:
                 # The other nodes' memory is free still; a stage input may be larger than a map.
                 room = None if maps is None else maps[1:].flatten()
-                fits = room is not None and room.numel() >= x.numel()
+                fits = room is not None and room.numel() >= x.numel() and parts[0].known
                 scratch = room[: x.numel()].view(x.shape) if fits else None
                 done = self._first_node(x, x0, parts[0], weights, images, target, scratch)
             elif sources:
@@ -149,8 +154,10 @@ class DynamicGraph(nn.Module):
             features.append(output)
             run.route(j, output, pooled)
         images, sources, weights = run.inputs(n + 1)
-        if self.records is not None:
-            self.records.append(run.matrix())
+        if self.records:
+            matrix = run.matrix()
+            for record in self.records:
+                record.append(matrix)
         return weighted_sum([features[i] for i in sources], weights, images, scratch)
 
     def _input_node(self, x: Tensor, first: BlockParts) -> Tensor:
@@ -175,17 +182,18 @@ class DynamicGraph(nn.Module):
         scaled = weighted_sum([x], weights, images, scratch)
         out = first.branch(scaled)
         if not first.adds_shortcut or not self.block_shortcut:
-            return _finish(out, None, None, first, None)
+            return _finish(scaled, out, None, None, first, None)
         if x0 is x:  # without a projection, w · x is there already
-            return _finish(out, scaled, None, first, target)
-        return _finish(out, x0 if images is None else x0[images], weights, first, target)
+            return _finish(scaled, out, scaled, None, first, target)
+        shortcut = x0 if images is None else x0[images]
+        return _finish(scaled, out, shortcut, weights, first, target)
 
     def _node(self, x: Tensor, parts: BlockParts, target: Tensor | None) -> _Computed:
         """Node j > 1 on its summed input."""
         shortcut = x if self.block_shortcut and parts.adds_shortcut else None
         if parts.projection is not None and shortcut is not None:
             shortcut = parts.projection(shortcut)
-        return _finish(parts.branch(x), shortcut, None, parts, target)
+        return _finish(x, parts.branch(x), shortcut, None, parts, target)
 
     def open_chain(self, threshold: float, chain_bias: float, side_bias: float) -> None:
         """Set τ and the routers so that every image starts with the chain i → i + 1.
@@ -204,6 +212,24 @@ class DynamicGraph(nn.Module):
                 router.bias[0] = chain_bias
 
 
+class _Sigmoid(torch.autograd.Function):
+    """Sigmoid whose derivative does not round to 0 where α rounds to 1.
+
+    dα/dz = α(1 − α) is computed as σ(z) σ(−z): features of deep stages are large, and float32 has
+    α = 1 from z = 17 on, where the router would never learn again.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z.sigmoid()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return grad * z.sigmoid() * (-z).sigmoid()
+
+
 class _Computed(NamedTuple):
     """A node's output, its mean where that came for free, and memory that is free again."""
 
@@ -213,17 +239,24 @@ class _Computed(NamedTuple):
 
 
 def _finish(
+    given: Tensor,
     out: Tensor,
     shortcut: Tensor | None,
     weights: Weights,
     parts: BlockParts,
     target: Tensor | None,
 ) -> _Computed:
-    """activation(out + weights · shortcut); ``target`` is memory for it, in CPU inference only."""
+    """activation(out + weights · shortcut), where ``out`` is the branch of ``given``.
+
+    ``target`` is memory for the result, in CPU inference only.
+    """
     if target is not None and shortcut is not None and isinstance(parts.activation, nn.ReLU):
         same = all(t.is_contiguous() and t.dtype == target.dtype for t in (out, shortcut))
         if same and out.shape == target.shape and target.dtype.itemsize >= 4:
-            return _Computed(*add_activate_pool(out, shortcut, weights, target), spare=out)
+            # A branch may hand its input on: that memory is not ours to give away.
+            taken = {t.untyped_storage().data_ptr() for t in (given, shortcut, target)}
+            spare = None if out.untyped_storage().data_ptr() in taken else out
+            return _Computed(*add_activate_pool(out, shortcut, weights, target), spare=spare)
     if shortcut is not None and weights is not None:
         factors = torch.as_tensor(weights, device=out.device).to(out.dtype)
         out = torch.addcmul(out, shortcut, factors[:, :, None, None])
@@ -302,9 +335,11 @@ class _DynamicRun:
                     pooled = _pool(x, self.valid_sizes)
                 router, threshold = self.graph.routers[i], self.graph.thresholds[i:]
                 dtype = torch.promote_types(pooled.dtype, threshold.dtype)
-                alpha = nn.functional.linear(
-                    pooled.to(dtype), router.weight.to(dtype), router.bias.to(dtype)
-                ).sigmoid()
+                alpha = _Sigmoid.apply(
+                    nn.functional.linear(
+                        pooled.to(dtype), router.weight.to(dtype), router.bias.to(dtype)
+                    )
+                )
                 weight = self._gate(alpha, threshold.to(dtype))
             if self._images is not None:  # the other images do without the node
                 missing = torch.ones(self.batch, 1, dtype=torch.bool, device=x.device)
@@ -440,9 +475,9 @@ def record_connectivity(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     graphs = {n: m for n, m in model.named_modules() if isinstance(m, DynamicGraph)}
     records: dict[str, list[Tensor]] = {name: [] for name in graphs}
     for name, graph in graphs.items():
-        graph.records = records[name]
+        graph.records.append(records[name])
     try:
         yield records
     finally:
-        for graph in graphs.values():
-            graph.records = None
+        for name, graph in graphs.items():
+            graph.records = [kept for kept in graph.records if kept is not records[name]]

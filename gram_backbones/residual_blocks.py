@@ -21,7 +21,7 @@ class BlockParts:
     """A block as ``activation(branch(x) + shortcut(x))``.
 
     A dynamic graph runs the parts, so hooks on the block itself do not fire; those on its
-    convolutions do.
+    convolutions do. In CPU inference feature maps share memory: a hook that keeps one clones it.
 
     Attributes:
         branch: the residual branch, without the last activation.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .dynamic_graph import DynamicGraph, graph_for
+from .dynamic_graph import DynamicGraph, ValidSizes, graph_for
 
 
 class DynamicStage(nn.Module):
@@ -21,14 +21,23 @@ class DynamicStage(nn.Module):
 
     def __init__(self, stage: nn.Sequential, graph: DynamicGraph):
         super().__init__()
-        self._names = [name for name, _ in stage.named_children()]
-        for name, block in stage.named_children():
+        self._names = list(stage._modules)
+        for name, block in stage._modules.items():
             self.add_module(name, block)
-        self.graph = graph
+        self.add_module("graph", graph)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C_in, H, W)`` as the stage did."""
-        return self.graph(x, [getattr(self, name) for name in self._names])
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (getattr(self, name) for name in self._names)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return getattr(self, self._names[index])
+
+    def forward(self, x: Tensor, valid_sizes: ValidSizes | None = None) -> Tensor:
+        """Map ``(B, C_in, H, W)`` as the stage did; ``valid_sizes`` as in :class:`DynamicGraph`."""
+        return self.graph(x, list(self), valid_sizes)
 
 
 def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options) -> nn.Module:
@@ -56,6 +65,9 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
         if not isinstance(found.get(path), nn.Sequential) or not len(found[path]):
             known = [name for name, m in found.items() if name and isinstance(m, nn.Sequential)]
             raise ValueError(f"{path!r} is no stage of the network; allowed are {known}")
+        blocks = list(found[path])
+        if len({id(block) for block in blocks}) < len(blocks) or "graph" in found[path]._modules:
+            raise ValueError(f"{path!r} repeats a block, or has one named 'graph'")
     shapes = _measure(network, {path: found[path] for path in stages}, example)
     for path in stages:
         blocks = list(found[path])
@@ -65,9 +77,11 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
         stride = tuple(-(-a // b) for a, b in zip(before[2:], after[0][2:]))
         graph = graph_for(blocks, before[1], after[0][1], stride, **options)
         place = next(found[path].parameters())
-        stage = DynamicStage(found[path], graph.to(place.device, place.dtype))
+        graph = graph.to(place.device, place.dtype).train(found[path].training)
+        stage = DynamicStage(found[path], graph)
         parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, stage.train(network.training))
+        stage.training = found[path].training
+        setattr(network.get_submodule(parent), name, stage)
     return network
 
 
@@ -89,12 +103,13 @@ def _measure(
             )
             for block in stage
         ]
-    training = network.training
+    modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
             network.eval()(example)
     finally:
-        network.train(training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     if unused := [path for path, found in shapes.items() if not found]:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from .layers import freeze
 
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
+
+
+V = TypeVar("V")
+
+
+def pick_variant(variants: Mapping[str, V], variant: str | V, **changes) -> V:
+    """A row of a family's table by name, or a record as it is, with some of its fields changed.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if isinstance(variant, str):
+        if variant not in variants:
+            raise ValueError(f"variant is {variant!r}; allowed are {sorted(variants)}")
+        variant = variants[variant]
+    return replace(variant, **changes)
 
 
 class StagedBackbone(nn.Module):

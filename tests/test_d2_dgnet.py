@@ -156,6 +156,20 @@ def test_lazy_config():
     assert model.backbone.bottom_up.graphs["3"].thresholds.grad is not None
 
 
+@pytest.mark.slow
+@needs_coco
+def test_the_shipped_r50_trains_and_evaluates_on_photographs(tmp_path):
+    small = (
+        "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (160,192) INPUT.MAX_SIZE_TRAIN 320 "
+        "INPUT.MIN_SIZE_TEST 192 INPUT.MAX_SIZE_TEST 320 SOLVER.IMS_PER_BATCH 2 "
+        "SOLVER.MAX_ITER 20 SOLVER.STEPS () SOLVER.BASE_LR 0.002 TEST.PICTURES.NUM 2"
+    ).split()
+    config = ("--config", "d2_configs/faster_rcnn_dgnet_r50_fpn_1x.yaml")
+    done = run_tool(*config, *small, "OUTPUT_DIR", tmp_path, datasets=DATASETS)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "inference/coco_2017_val/pictures").glob("*.png"))) == 2
+
+
 @needs_coco
 def test_overfitting_four_photographs_moves_thresholds_and_routers(tmp_path):
     annotations = json.loads((DATASETS / "coco/annotations/instances_train2017.json").read_text())
@@ -173,7 +187,8 @@ def test_overfitting_four_photographs_moves_thresholds_and_routers(tmp_path):
         "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (128,) INPUT.MAX_SIZE_TRAIN 192 "
         "INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 192 INPUT.RANDOM_FLIP none "
         "SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 80 SOLVER.STEPS () SOLVER.BASE_LR 0.005 "
-        "SOLVER.WARMUP_ITERS 10 SOLVER.CHECKPOINT_PERIOD 5 TEST.PICTURES.NUM 0 "
+        "SOLVER.WARMUP_ITERS 10 SOLVER.WEIGHT_DECAY 0.0 SOLVER.CHECKPOINT_PERIOD 5 "
+        "TEST.PICTURES.NUM 0 "
         "MODEL.RPN.POST_NMS_TOPK_TRAIN 100 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64"
     ).split()
     config = ("--config", "d2_configs/faster_rcnn_dgnet_r50_fpn_1x.yaml")

@@ -134,9 +134,6 @@ _CASES += [(name, edges, 2) for name in ("dgnet_mobilenet_v2", "dgnet_r18") for 
 def test_every_parameter_has_a_gradient(name, edges, batch):
     """At once a gradient; within three steps from random BN scales a non-zero one."""
     options = {"edges": edges}
-    if name == "dgnet_r101" and edges == "dynamic":
-        # 23 blocks of ψ = 0.69 each multiply features by 1.7: routers saturate, sigmoid' is 0.0.
-        options["router_bias"] = -3.0
     variant = TINY if name == "tiny" else name
     model = settle(DGNet(variant, num_classes=5, **options), 0.5, 1.5)
     assert (edges == "dynamic") == any("routers" in n for n, _ in model.named_parameters())
@@ -290,6 +287,18 @@ def test_rewire_makes_any_staged_network_dynamic():
     with record_connectivity(dynamic) as records:
         dynamic(x)
     assert [m[0].shape for m in records.values()] == [(2, 5, 5), (2, 4, 4)]
+
+
+def test_a_rewired_stage_can_be_indexed_and_keeps_its_mode():
+    network = OwnNetwork()
+    network.first.eval()
+    dynamic = rewire(network, ("first", "body.second"), torch.zeros(1, 3, 16, 16))
+    assert not dynamic.first.training and not dynamic.first.graph.training
+    assert not dynamic.first[0].training and dynamic.body["second"][1].training
+    assert len(dynamic.first) == len(list(dynamic.first)) == 3
+    network.first[1] = network.first[2]
+    with pytest.raises(ValueError, match="repeats a block"):
+        rewire(network, ("first",), torch.zeros(1, 3, 16, 16))
 
 
 def test_rewire_torchvision_is_the_dgnet():

@@ -420,10 +420,21 @@ def test_recording_ends_with_its_context():
     with pytest.raises(KeyError), record_connectivity(nn.ModuleDict({"g": graph})) as records:
         graph(x, blocks)
         raise KeyError
-    assert graph.records is None
+    assert graph.records == []
     assert [m.shape for m in records["g"]] == [(3, 6, 6)]
     graph(x, blocks)
     assert len(records["g"]) == 1
+    with record_connectivity(graph) as outer:
+        with record_connectivity(graph) as inner:
+            graph(x, blocks)
+        graph(x, blocks)
+    assert len(outer[""]) == 2 and len(inner[""]) == 1
+
+
+def test_sizes_are_one_per_image():
+    graph, blocks, x = stage(batch=3)
+    with pytest.raises(ValueError, match="1 entries for 3 images"):
+        graph(x, blocks, [(6, 6)])
 
 
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
@@ -464,9 +475,13 @@ class PassOn(nn.Module):
         return x
 
 
-def test_memory_is_not_shared_with_what_is_still_needed():
+@pytest.mark.parametrize("places", ((1, 2), (0,), (0, 3), (3,)))
+def test_memory_is_not_shared_with_what_is_still_needed(places):
     torch.manual_seed(0)
-    blocks = nn.ModuleList([nn.Conv2d(C, C, 1), PassOn(), PassOn(), nn.Conv2d(C, C, 1)]).double()
+    blocks = basic_blocks(4, first_shape_changes=False)
+    for k in places:
+        blocks[k] = PassOn()
+    settle(blocks).eval()
     graph = spread(DynamicGraph(4, C)).eval()
     x = torch.randn(2, C, 6, 6, dtype=torch.double)
     with torch.no_grad():
