@@ -258,7 +258,7 @@ def _finish(
             spare = None if out.untyped_storage().data_ptr() in taken else out
             return _Computed(*add_activate_pool(out, shortcut, weights, target), spare=spare)
     if shortcut is not None and weights is not None:
-        factors = torch.as_tensor(weights, device=out.device).to(out.dtype)
+        factors = torch.as_tensor(weights, dtype=out.dtype, device=out.device)
         out = torch.addcmul(out, shortcut, factors[:, :, None, None])
     elif shortcut is not None:
         out = out + shortcut

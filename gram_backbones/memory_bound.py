@@ -10,7 +10,8 @@ from torch import Tensor
 
 Weights = Tensor | Sequence[Sequence[float]] | None
 
-# Elements of a piece of the sum that stays in a core's cache while all terms are added to it.
+# Elements handled at a time: few enough for a cache that cores share, many enough that the number
+# of calls does not count. Of 2^18 to 2^24, those from 2^22 on were the fastest.
 _PIECE = 2**22
 
 
@@ -42,7 +43,7 @@ def weighted_sum(
     if not isinstance(weights, Tensor):
         if all(feature.is_contiguous() for feature in features):
             return _sum_in_pieces(features, weights, images, scratch)
-        weights = torch.tensor(weights)
+        weights = torch.tensor(weights, dtype=first.dtype)
     if images is not None:
         features = [feature[images] for feature in features]
     columns = weights.to(first.dtype)[:, :, None, None, None].unbind(1)

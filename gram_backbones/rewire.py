@@ -55,7 +55,7 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
 
     Raises:
         ValueError: a path that is no ``nn.Sequential`` in the network, a stage that the example
-            does not run through, or blocks of unequal output shapes.
+            does not run through or that repeats a block, or blocks of unequal output shapes.
     """
     if not stages:
         raise ValueError("stages is empty; name at least one nn.Sequential of the network")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models.regnet import ResBottleneckBlock
 
 from gram_backbones.dynamic_graph import DynamicGraph
 from gram_backbones.memory_bound import weighted_sum
@@ -68,3 +69,24 @@ def test_results_keep_their_values_in_later_passes(kind):
         others = [graph(x, blocks) for x in inputs]
     assert torch.equal(first, kept) and torch.equal(others[0], kept)
     torch.testing.assert_close(others[2], graph(inputs[2], blocks).detach())
+
+
+def test_numbers_keep_double_precision_in_every_layout():
+    """They once went through float32 where maps were not contiguous or blocks not fused."""
+    torch.manual_seed(0)
+    features = [torch.randn(2, 3, 4, 5, dtype=torch.double) for _ in range(2)]
+    weights = torch.rand(2, 2, dtype=torch.double)
+    wanted = weighted_sum(features, weights)
+    features = [f.to(memory_format=torch.channels_last) for f in features]
+    got = weighted_sum(features, weights.tolist())
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+    blocks = nn.ModuleList(
+        ResBottleneckBlock(a, C, s, nn.BatchNorm2d, nn.SiLU, 4) for a, s in ((4, 2), (C, 1))
+    )
+    settle(blocks).eval()
+    graph = DynamicGraph(2, C).double().eval()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.double)
+    with torch.no_grad():
+        fast = graph(x, blocks)
+    torch.testing.assert_close(fast, graph(x, blocks).detach(), rtol=1e-12, atol=1e-12)
