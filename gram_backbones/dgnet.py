@@ -146,7 +146,12 @@ class _DynamicStages(nn.Module):
     """Some stages of a base network with their graphs, under the base network's names."""
 
     def _add_stages(
-        self, variant: DGNetVariant, network: nn.Module, indices: Sequence[int], norm: Norm
+        self,
+        variant: DGNetVariant,
+        network: nn.Module,
+        indices: Sequence[int],
+        norm: Norm,
+        with_cp: bool,
     ) -> None:
         self.layout = variant.layout
         self.graphs = nn.ModuleDict()
@@ -169,6 +174,7 @@ class _DynamicStages(nn.Module):
                 gate=variant.gate,
                 block_shortcut=variant.block_shortcut,
                 wiring_seed=variant.wiring_seed,
+                with_cp=with_cp,
             )
 
     def run_stage(self, key: str, x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
@@ -240,6 +246,7 @@ class DGNet(StagedBackbone, _DynamicStages):
         num_classes: None for feature maps, 0 for pooled features, otherwise size of the classifier.
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
+        with_cp: recompute the activations inside each block in the backward pass to save memory.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``gate``,
             ``block_shortcut``, ``wiring_seed``.
 
@@ -255,6 +262,7 @@ class DGNet(StagedBackbone, _DynamicStages):
         num_classes: int | None = None,
         norm: Norm = "BN",
         frozen_stages: int = -1,
+        with_cp: bool = False,
         **changes,
     ):
         super().__init__()
@@ -267,7 +275,7 @@ class DGNet(StagedBackbone, _DynamicStages):
             _place(self, path, network.get_submodule(path))
         built = ("stem", *self.stage_names)
         indices = [i for i, stage in enumerate(layout.stages) if stage.feature in built]
-        self._add_stages(self.variant, network, indices, norm)
+        self._add_stages(self.variant, network, indices, norm, with_cp)
         if num_classes is not None:
             for path in layout.before_pooling:
                 _place(self, path, network.get_submodule(path))
@@ -345,7 +353,7 @@ class DGStage(_DynamicStages):
     """The last feature's stages of a DG-Net, as a C4 detector applies them to every region.
 
     Args:
-        variant, norm, changes: as in :class:`DGNet`.
+        variant, norm, with_cp, changes: as in :class:`DGNet`.
         feature: which feature's stages.
     """
 
@@ -355,6 +363,7 @@ class DGStage(_DynamicStages):
         feature: str = "res5",
         *,
         norm: Norm = "BN",
+        with_cp: bool = False,
         **changes,
     ):
         super().__init__()
@@ -366,8 +375,8 @@ class DGStage(_DynamicStages):
         names = list(channels)
         self.in_channels = channels[names[names.index(feature) - 1]]
         self.out_channels = channels[feature]
-        stages = enumerate(variant.layout.stages)
-        self._add_stages(variant, network, [i for i, s in stages if s.feature == feature], norm)
+        indices = [i for i, s in enumerate(variant.layout.stages) if s.feature == feature]
+        self._add_stages(variant, network, indices, norm, with_cp)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map regions ``(R, C_in, H, W)`` to ``(R, C_out, H / 2, W / 2)``; R may be 0."""

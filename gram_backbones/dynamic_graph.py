@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .layers import Norm, resolve_norm
+from .layers import Norm, recompute, resolve_norm
 from .memory_bound import Weights, add_activate_pool, borrowed_maps, weighted_sum
 from .residual_blocks import BlockParts, block_parts, require_known_parts
 from .wiring import EDGES, wired_edges
@@ -44,6 +46,7 @@ class DynamicGraph(nn.Module):
         block_shortcut: blocks keep their internal shortcuts; False leaves them to the edges, a
             reading of section 3.1 [choice].
         wiring_seed: seed of the random wirings.
+        with_cp: recompute the activations inside each block in the backward pass to save memory.
 
     Attributes:
         feeds_others: whether the input node feeds more than the first block.
@@ -65,6 +68,7 @@ class DynamicGraph(nn.Module):
         gate: str = "soft",
         block_shortcut: bool = True,
         wiring_seed: int = 0,
+        with_cp: bool = False,
     ):
         super().__init__()
         if edges not in EDGES:
@@ -75,6 +79,7 @@ class DynamicGraph(nn.Module):
         self.edges = edges
         self.gate = gate
         self.block_shortcut = block_shortcut
+        self.with_cp = with_cp
         self.projection = projection
         self.records: list[list[Tensor]] = []
         self.wiring = wired_edges(edges, n_blocks, wiring_seed)
@@ -111,6 +116,9 @@ class DynamicGraph(nn.Module):
         if valid_sizes is not None and len(valid_sizes) != len(x):
             raise ValueError(f"valid_sizes has {len(valid_sizes)} entries for {len(x)} images")
         parts = [block_parts(block) for block in blocks]
+        if self.with_cp and self.training:
+            branches = [partial(recompute, block, run=p.branch) for block, p in zip(blocks, parts)]
+            parts = [replace(p, branch=branch) for p, branch in zip(parts, branches)]
         if self.edges == "dynamic":
             run = _DynamicRun(self, x, valid_sizes)
         else:

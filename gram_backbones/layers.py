@@ -48,12 +48,13 @@ def init_scale(norm: nn.Module, *, learned: float | None = None, frozen: float) 
 
     Args:
         norm: any norm; nothing happens where it has no scale.
-        learned: value for a scale that is a parameter; None leaves it.
-        frozen: value for a scale that is a buffer (frozen BN). Its statistics do not normalise
+        learned: value for a scale that trains; None leaves it.
+        frozen: value for a scale that is fixed (frozen BN). Its statistics do not normalise
             before weights are loaded, and a scale of 0 could never leave 0.
     """
     scale = getattr(norm, "weight", None)
-    value = learned if isinstance(scale, nn.Parameter) else frozen
+    trains = isinstance(scale, nn.Parameter) and scale.requires_grad
+    value = learned if trains else frozen
     if scale is not None and value is not None:
         nn.init.constant_(scale, value)
 
@@ -64,16 +65,24 @@ def freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
-def recompute(module: nn.Module, x: Tensor) -> Tensor:
+def recompute(
+    module: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """``module(x)`` without keeping its activations: they are computed again for the backward pass.
 
     The second pass leaves the module's buffers as the first one set them; BN statistics would
     otherwise be updated twice. Gradients and buffers equal those of a plain call.
+
+    Args:
+        module: holds all parameters and buffers that the computation uses.
+        x: its input.
+        run: what to compute, where that is only a part of the module.
     """
+    run = module if run is None else run
     if not torch.is_grad_enabled():
-        return module(x)
+        return run(x)
     return checkpoint(
-        module,
+        run,
         x,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), _unchanged_buffers(module)),

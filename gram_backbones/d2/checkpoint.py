@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from ..weights import check_filled
 from .roi_heads import GramRes5ROIHeads
 
 
@@ -36,7 +37,8 @@ class GramCheckpointer(DetectionCheckpointer):
         if not any(name.startswith("backbone.") for name in state):
             state = _place(state, model.state_dict(), prefixes)
         checkpoint["model"] = state
-        count = _check_backbone(model.state_dict(), state, prefixes)
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
+        count = len(check_filled(own, state))
         incompatible = super()._load_model(checkpoint)
         self.logger.info(f"loaded {count} of {count} backbone tensors")
         return incompatible
@@ -60,34 +62,3 @@ def _place(
         homes = [f"roi_heads.{name}", f"roi_heads.res5.{name}"] if len(prefixes) > 1 else []
         placed[next((home for home in homes if home in model), prefixes[0] + name)] = value
     return placed
-
-
-def _check_backbone(model: dict[str, Tensor], state: dict, prefixes: tuple[str, ...]) -> int:
-    """The number of backbone tensors, all of which ``state`` fills; otherwise ValueError."""
-    wanted = [
-        name
-        for name in model
-        if name.startswith(prefixes) and not name.endswith("num_batches_tracked")
-    ]
-    if not any(".graphs." in name for name in state):
-        # A DG-Net from its base network's weights: routers keep the start they were built with.
-        wanted = [name for name in wanted if ".graphs." not in name]
-    missing = [name for name in wanted if name not in state]
-    wrong = [
-        f"{name} of shape {tuple(state[name].shape)}, not {tuple(model[name].shape)}"
-        for name in wanted
-        if name in state and tuple(state[name].shape) != tuple(model[name].shape)
-    ]
-    if bad := missing + wrong:
-        raise ValueError(
-            f"the weight file fills {len(wanted) - len(bad)} of {len(wanted)} backbone tensors; "
-            f"missing: {_shorten(missing)}; of another shape: {_shorten(wrong)}"
-        )
-    return len(wanted)
-
-
-def _shorten(names: list[str], most: int = 8) -> str:
-    if not names:
-        return "none"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

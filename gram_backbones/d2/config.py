@@ -41,6 +41,7 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     node.GATE = "soft"  # or "hard"
     node.BLOCK_SHORTCUT = True
     node.WIRING_SEED = 0
+    node.WITH_CP = False
     # Start near the base network, for its pretrained weights; ROUTER_BIAS then has no effect.
     node.START_AS_BASE = False
 

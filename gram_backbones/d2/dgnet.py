@@ -76,7 +76,7 @@ def variant_from_config(cfg: CfgNode) -> DGNetVariant:
 def build_dgnet_res5(cfg: CfgNode) -> DGStage:
     """The last stage of ``MODEL.DGNET``'s variant, dynamic for every region."""
     node = cfg.MODEL.DGNET
-    stage = DGStage(variant_from_config(cfg), norm=norm_factory(node.NORM))
+    stage = DGStage(variant_from_config(cfg), norm=norm_factory(node.NORM), with_cp=node.WITH_CP)
     if node.START_AS_BASE and node.EDGES == "dynamic":
         stage.start_as_base()
     return stage
@@ -94,6 +94,7 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
         norm=node.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         start_as_base=node.START_AS_BASE and node.EDGES == "dynamic",
+        with_cp=node.WITH_CP,
     )
 
 

@@ -1,0 +1,32 @@
+"""MMDetection adapter: importing it registers ``AOGNet``, ``DGNet``, ``AOGStage`` and ``DGStage``.
+
+In a config::
+
+    custom_imports = dict(imports=['gram_backbones.mmdet'], allow_failed_imports=False)
+"""
+
+try:
+    import mmdet  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "gram_backbones.mmdet needs MMDetection 3, which is not installed here: install "
+        "onedl-mmdetection or mmdet as their documentation says, or run tools/setup.sh of a "
+        "gram_backbones checkout"
+    ) from error
+
+from .aognet import AOGNetBackbone, AOGNetStage
+from .detectors import GramATSS, GramFasterRCNN, GramMaskRCNN, ValidSizesMixin
+from .dgnet import DGNetBackbone, DGNetStage
+from .pictures import PicturesHook
+
+__all__ = [
+    "AOGNetBackbone",
+    "AOGNetStage",
+    "DGNetBackbone",
+    "DGNetStage",
+    "GramATSS",
+    "GramFasterRCNN",
+    "GramMaskRCNN",
+    "PicturesHook",
+    "ValidSizesMixin",
+]

@@ -1,0 +1,70 @@
+"""Detectors that tell a DG-Net which part of each padded image is real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mmdet.models.detectors import ATSS, FasterRCNN, MaskRCNN
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from torch import Tensor
+
+from ..image_sizes import ImageSizes
+
+
+class ValidSizesMixin:
+    """Stands before any detector of MMDetection: passes ``img_shape`` on as ``valid_sizes``.
+
+    For a detector that is not below::
+
+        @MODELS.register_module()
+        class MyDetector(ValidSizesMixin, TOOD):
+            pass
+
+    Other backbones than DG-Net run as ever.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._image_sizes = ImageSizes(self.backbone)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: Any, *args, **kwargs) -> dict:
+        """The detector's, with image sizes."""
+        with self._sizes_of(batch_data_samples):
+            return super().loss(batch_inputs, batch_data_samples, *args, **kwargs)
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, *args, **kwargs) -> list:
+        """The detector's, with image sizes."""
+        with self._sizes_of(batch_data_samples):
+            return super().predict(batch_inputs, batch_data_samples, *args, **kwargs)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None, *args, **kwargs):
+        with self._sizes_of(batch_data_samples):
+            return super()._forward(batch_inputs, batch_data_samples, *args, **kwargs)
+
+    @contextmanager
+    def _sizes_of(self, samples: Sequence[DetDataSample] | None) -> Iterator[None]:
+        shapes = [sample.metainfo.get("img_shape") for sample in samples or ()]
+        if shapes and None not in shapes:
+            self._image_sizes.sizes = [tuple(shape[:2]) for shape in shapes]
+        try:
+            yield
+        finally:
+            self._image_sizes.sizes = None
+
+
+@MODELS.register_module()
+class GramFasterRCNN(ValidSizesMixin, FasterRCNN):
+    """``FasterRCNN`` that passes image sizes to a DG-Net."""
+
+
+@MODELS.register_module()
+class GramMaskRCNN(ValidSizesMixin, MaskRCNN):
+    """``MaskRCNN`` that passes image sizes to a DG-Net."""
+
+
+@MODELS.register_module()
+class GramATSS(ValidSizesMixin, ATSS):
+    """``ATSS`` that passes image sizes to a DG-Net."""

@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Train and evaluate an MMDetection config with one of our backbones, as MMDetection's train.py.
+
+tools/train_mmdet.py mmdet_configs/mask_rcnn/mask-rcnn_aognet-40m_fpn_1x_coco.py --data-root coco
+torchrun --nproc-per-node 8 tools/train_mmdet.py CONFIG --data-root coco
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from gram_backbones.mmdet.runs import (
+    check_data,
+    prepare_cpu_processes,
+    set_data_root,
+    trust_own_checkpoints,
+)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--data-root", help="folder with annotations/, train2017/ and val2017/, as COCO has them"
+    )
+    parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=32,
+        metavar="N",
+        help="draw predictions next to the truth for the first N images of each evaluation; "
+        "0 leaves that to the config (default: 32)",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="changes to the config, for instance train_cfg.max_epochs=2",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="pytorch" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "none",
+        help="what started the processes (default: pytorch under torchrun, otherwise none)",
+    )
+
+
+def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
+    """The config with the command line's changes, its data sets checked."""
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.data_root:
+        set_data_root(cfg, args.data_root)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    default = os.path.join("work_dirs", Path(args.config).stem)
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or default
+    if args.pictures:
+        cfg.default_hooks.visualization = dict(type="PicturesHook", num=args.pictures)
+    check_data(cfg, loaders)
+    return cfg
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_arguments(parser)
+    parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="go on from a checkpoint, by default the last one in the work dir; it is trusted",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        cfg = load_config(args, ("train_dataloader", "val_dataloader"))
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        sys.exit(f"train_mmdet.py: {type(error).__name__}: {error}")
+    if args.amp:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.loss_scale = "dynamic"
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+        trust_own_checkpoints()
+    prepare_cpu_processes(cfg)
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == "__main__":
+    main()
