@@ -1,14 +1,21 @@
-"""``python -m gram_backbones configs`` prints the folders of the configs, ``models`` the models."""
+"""``python -m gram_backbones configs`` prints the folders of the configs, ``models`` the models.
+
+``configs d2`` and ``configs mmdet`` print the folder of one framework.
+"""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def config_dirs() -> list[Path]:
+FRAMEWORKS = ("d2", "mmdet")
+
+
+def config_dirs(frameworks: Sequence[str] = FRAMEWORKS) -> list[Path]:
     """Folders of configs, inside an installed package or next to it in a checkout."""
-    names = ("d2_configs", "mmdet_configs")
+    names = [f"{framework}_configs" for framework in frameworks]
     candidates = [base / name for name in names for base in (_PACKAGE, _PACKAGE.parent)]
     return [path for path in candidates if path.is_dir()]
 
@@ -16,8 +23,10 @@ def config_dirs() -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gram_backbones", description=__doc__)
     parser.add_argument("what", choices=["configs", "models"])
-    if parser.parse_args().what == "configs":
-        lines = config_dirs()
+    parser.add_argument("framework", nargs="?", choices=FRAMEWORKS)
+    args = parser.parse_args()
+    if args.what == "configs":
+        lines = config_dirs([args.framework] if args.framework else FRAMEWORKS)
     else:
         from .registry import list_models  # needs torch, which takes seconds to import
 

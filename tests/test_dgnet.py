@@ -161,6 +161,38 @@ def test_features_have_the_stated_channels_and_strides(name):
     assert not any(n.startswith(("fc", "classifier")) for n, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("edges", ("dynamic", "static"))
+@pytest.mark.parametrize("name", ("dgnet_r18", "dgnet_mobilenet_v2", "dgnet_regnety_600m"))
+def test_checkpointing_gives_identical_gradients_and_buffers(name, edges):
+    plain = DGNet(name, edges=edges)
+    cheap = DGNet(name, edges=edges, with_cp=True)
+    cheap.load_state_dict(plain.state_dict())
+    x = images()
+    for model in (plain, cheap):
+        for _ in range(2):
+            model(x)["res5"].square().mean().backward()
+    for (key, a), b in zip(plain.named_parameters(), cheap.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, msg=key)
+    state = cheap.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in plain.state_dict().items())
+
+
+def test_checkpointing_saves_memory():
+    def saved_bytes(model):
+        total = 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model(images())
+        return total
+
+    assert saved_bytes(DGNet("dgnet_r50", with_cp=True)) < 0.6 * saved_bytes(DGNet("dgnet_r50"))
+
+
 def test_stages_beyond_the_last_feature_are_not_built():
     for name in ("dgnet_r18", "dgnet_mobilenet_v2", "dgnet_regnetx_600m"):
         model = create_model(name, features_only=True, out_features=(1,))

@@ -3,7 +3,7 @@
 # whatever this machine has, evaluate on held-out images, leave metrics and pictures in output/demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash tools/setup.sh
+MMDET=none bash tools/setup.sh  # Detectron2 is all it takes
 python=${VENV:-.venv}/bin/python
 out=${1:-output/demo}
 start=$(date +%s)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.registry import HOOKS
+from mmdet.structures import DetDataSample
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
@@ -39,15 +40,28 @@ class PicturesHook(DetVisualizationHook):
         self._test_index = 0
 
     def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[DetDataSample]
     ) -> None:
         """Draw as after a test."""
         self.after_test_iter(runner, batch_idx, data_batch, outputs)
 
     def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[DetDataSample]
     ) -> None:
         """Draw what is still wanted of a batch."""
         if is_main_process() and self._test_index < self._num:
-            wanted = outputs[: self._num - self._test_index]
+            wanted = [_drawable(sample) for sample in outputs[: self._num - self._test_index]]
             super().after_test_iter(runner, batch_idx, data_batch, wanted)
+
+
+def _drawable(sample: DetDataSample) -> DetDataSample:
+    """The sample without a ground truth of another size than the image's.
+
+    A pipeline that resizes after loading annotations has one, and a picture must not end a run.
+    """
+    masks = sample.gt_instances.get("masks") if "gt_instances" in sample else None
+    if masks is None or (masks.height, masks.width) == tuple(sample.ori_shape[:2]):
+        return sample
+    sample = sample.clone()
+    del sample.gt_instances
+    return sample

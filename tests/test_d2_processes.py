@@ -1,0 +1,57 @@
+"""Several CPU processes under Detectron2's engine."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from gram_backbones.demo_dataset import make_demo_dataset
+
+from .test_d2_engine import run_tool
+
+CONFIGS = {
+    "aognet": ("faster_rcnn_aognet12m_fpn_1x", "MODEL.AOGNET.CHANNELS [8,16,24,32,48]"),
+    "dgnet": ("faster_rcnn_dgnet_r50_fpn_1x", "MODEL.DGNET.VARIANT dgnet_r18"),
+}
+# Nothing is sampled: all anchors and all proposals train, as many for every image, so that losses
+# are means over images and two processes with one image each compute what one computes on both.
+FIXED = (
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE 4000 MODEL.RPN.POSITIVE_FRACTION 1.0 "
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN 500 MODEL.RPN.POST_NMS_TOPK_TRAIN 50 "
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT False MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 200 "
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION 1.0 INPUT.RANDOM_FLIP none"
+).split()
+SMALL = (
+    "MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_HEADS.NUM_CLASSES 4 "
+    "INPUT.MIN_SIZE_TRAIN (96,) DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 2 "
+    "SOLVER.BASE_LR 0.02 SOLVER.WARMUP_ITERS 0 SOLVER.MAX_ITER 5 SOLVER.STEPS () "
+    "SOLVER.CHECKPOINT_PERIOD 1 DATASETS.TRAIN ('gram_demo_train',) DATASETS.TEST ()"
+).split()
+
+
+def state_of(run, name):
+    return torch.load(Path(run) / f"model_{name}.pth", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("family", ("aognet", pytest.param("dgnet", marks=pytest.mark.slow)))
+def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(family, tmp_path):
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two processes take two GPUs, or none")
+    make_demo_dataset(tmp_path / "gram_demo", train=10, val=1)
+    config, change = CONFIGS[family]
+    ends = {}
+    for processes in (1, 2):
+        port = 20000 + os.getpid() % 20000
+        url = ("--num-gpus", processes, "--dist-url", f"tcp://127.0.0.1:{port}")
+        changes = (*SMALL, *FIXED, *change.split(), "OUTPUT_DIR", tmp_path / str(processes))
+        done = run_tool("--config", f"d2_configs/{config}.yaml", *url, *changes, datasets=tmp_path)
+        assert done.returncode == 0, done.stderr
+        ends[processes] = state_of(tmp_path / str(processes), "final")
+    for name, value in ends[1].items():
+        torch.testing.assert_close(ends[2][name], value, rtol=0, atol=1e-5, msg=name)
+    first = state_of(tmp_path / "1", "0000000")
+    moves = [(value - first[name]).abs().max() for name, value in ends[1].items()]
+    assert max(moves) > 5e-4  # by far more than the bound

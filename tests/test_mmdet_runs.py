@@ -1,0 +1,301 @@
+"""MMDetection's runner with our configs: an installed package, the tools, two processes, a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
+import mmdet
+from mmengine.config import Config
+
+from gram_backbones.demo_dataset import CLASSES, make_demo_dataset
+
+from .conftest import DATASETS, needs_coco
+
+ROOT = Path(__file__).resolve().parents[1]
+ATSS = ROOT / "mmdet_configs/atss/atss_dgnet-r50_fpn_1x_coco.py"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A few images of the demo data set in COCO's layout."""
+    root = tmp_path_factory.mktemp("datasets")
+    make_demo_dataset(root, train=10, val=4)
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / f"{split}.json").rename(root / f"annotations/instances_{split}2017.json")
+        (root / split).rename(root / f"{split}2017")
+    return root
+
+
+def write_config(folder, base, root, extra=""):
+    """A user's own config: a base, a data set of four classes, few and small steps."""
+    file = folder / "my_config.py"
+    file.write_text(f"""
+_base_ = {str(base)!r}
+data_root = {str(root)!r} + "/"
+classes = dict(data_root=data_root, metainfo=dict(classes={CLASSES!r}))
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=classes.copy())
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=classes.copy())
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(
+    ann_file=data_root + "annotations/instances_val2017.json"
+)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=2))
+train_cfg = dict(
+    _delete_=True, type="IterBasedTrainLoop", max_iters=2, val_interval=100
+)
+log_processor = dict(by_epoch=False)
+param_scheduler = []
+randomness = dict(seed=0)
+{extra}
+""")
+    return file
+
+
+def run(*command, python_path=None, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    if python_path:
+        env["PYTHONPATH"] = str(python_path)
+    command = [sys.executable, "-W", "ignore", *map(str, command)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, **options)
+
+
+def weights(file):
+    # MMEngine's checkpoints hold more than tensors; this one was written a moment ago.
+    return torch.load(file, weights_only=False)["state_dict"]
+
+
+SMALL_MASK_RCNN = """
+model = dict(
+    backbone=dict(variant="aognet_4m"),
+    neck=dict(in_channels=[56, 120, 256, 640], out_channels=32),
+    rpn_head=dict(in_channels=32, feat_channels=32),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=32),
+        bbox_head=dict(in_channels=32, fc_out_channels=32, num_classes=4),
+        mask_roi_extractor=dict(out_channels=32),
+        mask_head=dict(num_convs=1, in_channels=32, conv_out_channels=16, num_classes=4),
+    ),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=50), rcnn=dict(sampler=dict(num=32))),
+    test_cfg=dict(rpn=dict(max_per_img=50)),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="Resize", scale=(96, 96), keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
+train_dataloader["dataset"]["pipeline"] = train_pipeline
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The project's wheel, installed into a folder of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    quiet = ("-qq", "--disable-pip-version-check")
+    options = ("--no-deps", "--no-build-isolation", "--target", folder)
+    done = run("-m", "pip", "install", *quiet, *options, ROOT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_wheel_ships_all_configs_and_says_where(installed, tmp_path):
+    done = run("-m", "gram_backbones", "configs", python_path=installed, cwd=tmp_path)
+    folders = [Path(line) for line in done.stdout.split()]
+    assert [f.name for f in folders] == ["d2_configs", "mmdet_configs"]
+    for folder in folders:
+        assert folder.is_relative_to(installed)
+        files = {p.relative_to(folder) for p in folder.rglob("*.*") if p.suffix in (".py", ".yaml")}
+        here = ROOT / folder.name
+        assert files == {p.relative_to(here) for p in here.rglob("*.*") if p.is_file()}
+    done = run("-m", "gram_backbones", "configs", "mmdet", python_path=installed, cwd=tmp_path)
+    assert done.stdout.strip() == str(folders[1])
+
+
+def test_a_config_of_one_s_own_trains_with_mmdetection_s_own_tool(installed, demo, tmp_path):
+    base = installed / "gram_backbones/mmdet_configs/mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py"
+    file = write_config(tmp_path, base, demo, SMALL_MASK_RCNN)
+    tool = Path(mmdet.__file__).parent / ".mim/tools/train.py"
+    done = run(tool, file, "--work-dir", tmp_path / "out", python_path=installed, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out/iter_2.pth").is_file()
+    dumped = next((tmp_path / "out").glob("2*/vis_data/config.py"))
+    assert Config.fromfile(dumped).model.backbone.variant == "aognet_4m"
+
+
+@pytest.fixture(scope="module")
+def trained(demo, tmp_path_factory):
+    """A run of tools/train_mmdet.py over two iterations and an evaluation."""
+    folder = tmp_path_factory.mktemp("run")
+    base = ROOT / "mmdet_configs/mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py"
+    file = write_config(folder, base, "data/none", SMALL_MASK_RCNN)
+    options = ("--data-root", demo, "--work-dir", folder / "out", "--pictures", 3)
+    changes = ("--cfg-options", "train_cfg.val_interval=2", "val_dataloader.batch_size=2")
+    done = run(ROOT / "tools/train_mmdet.py", file, *options, *changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return file, folder / "out", done.stdout
+
+
+def test_the_tool_trains_evaluates_and_draws(trained):
+    _, out, log = trained
+    assert "coco/bbox_mAP" in log and "coco/segm_mAP" in log and "stays random" in log
+    assert (out / "iter_2.pth").is_file()
+    pictures = sorted((out / "pictures").glob("*.png"))
+    assert [p.name for p in pictures] == ["000000.png", "000001.png", "000002.png"]
+    picture = cv2.imread(str(pictures[0]))
+    assert picture.shape == (160, 320, 3)  # truth on the left, predictions on the right
+    assert np.abs(picture[:, :160].astype(int) - picture[:, 160:]).mean() > 1
+
+
+def test_the_tool_evaluates_a_checkpoint_and_draws(trained, demo, tmp_path):
+    file, out, _ = trained
+    options = ("--data-root", demo, "--work-dir", tmp_path / "test", "--pictures", 1)
+    done = run(ROOT / "tools/test_mmdet.py", file, out / "iter_2.pth", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "coco/bbox_mAP" in done.stdout
+    assert len(list((tmp_path / "test/pictures").glob("*.png"))) == 1
+
+
+def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
+    file, out, _ = trained
+    key = "model.backbone.init_cfg"
+    init = (f"{key}.type=Pretrained", f"{key}.checkpoint={tmp_path}/gone.pth")
+    options = ("--data-root", demo, "--work-dir", tmp_path, "--resume", out / "iter_2.pth")
+    changes = ("--cfg-options", "train_cfg.max_iters=3", *init)
+    done = run(ROOT / "tools/train_mmdet.py", file, *options, *changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed epoch: 0, iter: 2" in done.stdout
+    first, last = weights(out / "iter_2.pth"), weights(tmp_path / "iter_3.pth")
+    fixed = ("backbone.stem.", "backbone.res2.")
+    assert all(torch.equal(v, last[n]) for n, v in first.items() if n.startswith(fixed))
+    assert any(not torch.equal(v, last[n]) for n, v in first.items())
+    done = run(ROOT / "tools/train_mmdet.py", file, *options[:2], *changes)
+    assert done.returncode and "there is no weight file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        ((ATSS,), "data set not found"),
+        (
+            (ATSS, "--data-root", "/no/such/folder"),
+            "/no/such/folder/annotations/instances_train2017",
+        ),
+        (("no_such_config.py",), "no_such_config.py"),
+    ),
+)
+def test_the_tool_refuses_with_a_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.chdir(tmp_path)
+    import train_mmdet
+
+    monkeypatch.setattr(sys, "argv", ["train_mmdet.py", *map(str, arguments)])
+    with pytest.raises(SystemExit, match=message):
+        train_mmdet.main()
+    assert not list(tmp_path.iterdir())
+
+
+# ATSS has no random sampling, and its normalisers are means over all processes: two processes with
+# one image each compute what one process computes on both.
+SMALL_ATSS = """
+model = dict(
+    backbone=dict(_delete_=True, frozen_stages=0, norm_cfg=dict(type="BN", requires_grad=False),
+                  norm_eval=True, **{backbone}),
+    neck=dict(in_channels={channels}, out_channels=64),
+    bbox_head=dict(in_channels=64, feat_channels=64, stacked_convs=1, num_classes=4),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="Resize", scale=(160, 160), keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
+train_dataloader["dataset"]["pipeline"] = train_pipeline
+train_dataloader["batch_size"] = {batch_size}
+train_cfg["max_iters"] = 5
+default_hooks["checkpoint"]["interval"] = 1
+optim_wrapper = dict(optimizer=dict(lr=0.002))
+"""
+BACKBONES = {
+    "dgnet": (dict(type="DGNet", variant="dgnet_r18", start_as_base=True), [64, 128, 256, 512]),
+    "aognet": (dict(type="AOGNet", variant="aognet_4m"), [56, 120, 256, 640]),
+}
+
+
+@pytest.mark.parametrize("family", ("dgnet", pytest.param("aognet", marks=pytest.mark.slow)))
+def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(family, demo, tmp_path):
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two processes take two GPUs, or none")
+    ends = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        backbone, channels = BACKBONES[family]
+        extra = SMALL_ATSS.format(backbone=backbone, channels=channels, batch_size=2 // processes)
+        file = write_config(folder, ATSS, demo, extra)
+        command = [ROOT / "tools/train_mmdet.py", file, "--work-dir", folder]
+        if processes == 2:
+            port = 20000 + os.getpid() % 20000
+            torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+            command = [*torchrun, "--master-addr=127.0.0.1", f"--master-port={port}", *command]
+        done = run(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        ends[processes] = weights(folder / "iter_5.pth")
+        logs = [json.loads(s) for s in next(folder.glob("2*/vis_data/scalars.json")).open()]
+        assert len([line for line in logs if "loss" in line]) == 5
+    for name, value in ends[1].items():
+        torch.testing.assert_close(ends[2][name], value, rtol=0, atol=1e-5, msg=name)
+    first = weights(tmp_path / "1/iter_1.pth")
+    moves = [(value - first[name]).abs().max() for name, value in ends[1].items()]
+    assert max(moves) > 5e-4  # by far more than the bound
+
+
+@pytest.mark.slow
+@needs_coco
+def test_a_shipped_config_trains_on_photographs_is_killed_and_resumed(tmp_path):
+    file = tmp_path / "photographs.py"
+    file.write_text(f"""
+_base_ = "{ROOT}/mmdet_configs/mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py"
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=20, val_interval=20)
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10), logger=dict(interval=5))
+log_processor = dict(by_epoch=False)
+randomness = dict(seed=0)
+model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))
+""")
+    small = (
+        "train_dataloader.num_workers=0 train_dataloader.persistent_workers=False "
+        "val_dataloader.num_workers=0 val_dataloader.persistent_workers=False "
+        "train_dataloader.dataset.pipeline.2.scale=(320,192) "
+        "val_dataloader.dataset.pipeline.1.scale=(320,192) optim_wrapper.optimizer.lr=0.002"
+    ).split()
+    command = [ROOT / "tools/train_mmdet.py", file, "--data-root", DATASETS / "coco"]
+    command += ["--work-dir", tmp_path, "--pictures", 2]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command), "--cfg-options", *small],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not (tmp_path / "last_checkpoint").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "iter_20.pth").exists()
+    done = run(*command, "--resume", "--cfg-options", *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "iter: 10" in done.stdout and "coco/bbox_mAP" in done.stdout
+    assert (tmp_path / "iter_20.pth").is_file()
+    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
