@@ -181,7 +181,7 @@ def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
     fixed = ("backbone.stem.", "backbone.res2.")
     assert all(torch.equal(v, last[n]) for n, v in first.items() if n.startswith(fixed))
     assert any(not torch.equal(v, last[n]) for n, v in first.items())
-    done = run(ROOT / "tools/train_mmdet.py", file, *options[:2], *changes)
+    done = run(ROOT / "tools/train_mmdet.py", file, *options[:2], *changes, cwd=tmp_path)
     assert done.returncode and "there is no weight file" in done.stderr
 
 
