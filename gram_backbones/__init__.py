@@ -17,6 +17,8 @@ _HOMES = {
     "build_graph": "grammar",
     "create_model": "registry",
     "list_models": "registry",
+    "list_weights": "zoo",
+    "load_weights": "weights",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -12,7 +12,7 @@ here a block is a loop over that flat list.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
 
@@ -23,11 +23,11 @@ from torchvision.ops import Conv2dNormActivation
 
 from .grammar import AndOrGraph, NodeType, Step, Term, build_graph
 from .layers import Norm, init_scale, recompute, resolve_norm
-from .preprocessing import IMAGENET_RGB, Preprocessing
+from .preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
 from .registry import register_models
 from .staged import FEATURES, StagedBackbone, pick_variant
 
-STRIDES = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
+STEM_STRIDES = {"imagenet": 4, "cifar": 1}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class AOGNetVariant:
         lateral: lateral connections (section 3.1).
         scale_lateral_skip, concat_by_id: see :class:`gram_backbones.grammar.AndOrGraph`; the
             defaults follow the paper, the ``*_released`` rows the authors' checkpoints.
+        stem: ``"imagenet"``, three 3×3 convolutions and pooling with a total stride of 4
+            (section 4.2), or ``"cifar"``, one 3×3 convolution with stride 1.
         preprocessing: of the images that the variant is trained on.
     """
 
@@ -52,6 +54,7 @@ class AOGNetVariant:
     lateral: bool = True
     scale_lateral_skip: bool = True
     concat_by_id: bool = False
+    stem: str = "imagenet"
     preprocessing: Preprocessing = IMAGENET_RGB
 
     def __post_init__(self):
@@ -64,6 +67,15 @@ class AOGNetVariant:
                 raise ValueError(f"{name} is {given}; with words {self.words} it takes {wanted}")
         if min(self.blocks) < 1 or min(self.channels) < 1:
             raise ValueError(f"blocks {self.blocks} and channels {self.channels} must be positive")
+        if self.stem not in STEM_STRIDES:
+            raise ValueError(f"stem is {self.stem!r}; allowed are {sorted(STEM_STRIDES)}")
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Total strides of the stem and of every stage; each stage but the first halves."""
+        first = STEM_STRIDES[self.stem]
+        stages = {name: first << i for i, name in enumerate(FEATURES[1 : len(self.words) + 1])}
+        return {"stem": first, **stages}
 
     def graph(self, stage: int) -> AndOrGraph:
         """The And-Or graph of one stage's blocks (``stage`` counts from 0)."""
@@ -77,6 +89,20 @@ class AOGNetVariant:
 
 
 _AUTHORS = dict(scale_lateral_skip=False, concat_by_id=True)
+# Table 5's rows in its order. It gives parameters and FLOPs, but no widths: these are the result of
+# a search [choice] over stages of one block each that meets both figures to their printed digits.
+_CIFAR = dict(stem="cifar", preprocessing=CIFAR_RGB)
+_FULL = AOGNetVariant(
+    (4, 4, 4), (1, 1, 1), (80, 124, 220, 476), pruning=(None,) * 3, lateral=False, **_CIFAR
+)
+_PRUNED = AOGNetVariant(
+    (4, 4, 4),
+    (1, 1, 1),
+    (80, 160, 308, 568),
+    pruning=("keep_first", "keep_last", "keep_first"),
+    lateral=False,
+    **_CIFAR,
+)
 # fmt: off
 VARIANTS = {
     "aognet_4m": AOGNetVariant((2, 4, 4, 2), (1, 1, 3, 1), (16, 56, 120, 256, 640)),
@@ -87,6 +113,10 @@ VARIANTS = {
         (2, 2, 4, 4), (2, 2, 2, 1), (32, 128, 256, 512, 824), **_AUTHORS),
     "aognet_40m_released": AOGNetVariant(
         (2, 2, 4, 4), (2, 2, 3, 1), (56, 224, 448, 896, 1400), **_AUTHORS),
+    "aognet_cifar_full": _FULL,
+    "aognet_cifar_full_lateral": replace(_FULL, lateral=True),
+    "aognet_cifar_pruned": _PRUNED,
+    "aognet_cifar_pruned_lateral": replace(_PRUNED, lateral=True),
 }
 # fmt: on
 
@@ -275,6 +305,7 @@ class AOGStage(nn.Module):
         variant = get_variant(variant)
         if not 0 <= index < len(variant.words):
             raise ValueError(f"stage index is {index}; allowed are 0 to {len(variant.words) - 1}")
+        self.variant, self.index = variant, index
         graph = variant.graph(index)
         widths = _block_widths(variant, index)
         self.in_channels, self.out_channels = widths[0], widths[-1]
@@ -335,8 +366,8 @@ class AOGNet(StagedBackbone):
         num_classes: None for feature maps, otherwise size of the classifier.
         in_channels: channels of the image.
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
-        dropout: rate of the channel-wise dropout in stages 3 and 4, applied in training. Default:
-            0.1 for a classifier (section 4.2), 0 for feature maps, as detectors train.
+        dropout: rate of the channel-wise dropout in the last two stages, applied in training.
+            Default: 0.1 for a classifier (section 4.2), 0 for feature maps, as detectors train.
         learn_scales: learn the λ's of section 4.1, one scalar per skip edge, from their constants.
         zero_init_last: start the last BN scale of every node operation at 0.
         with_cp: recompute each block's activations in the backward pass to save memory.
@@ -363,20 +394,21 @@ class AOGNet(StagedBackbone):
     ):
         super().__init__()
         self.variant = get_variant(variant)
-        names = FEATURES[: len(self.variant.words) + 1]
-        channels = dict(zip(names, self.variant.channels))
-        self._plan_features(channels, STRIDES, out_features, num_classes, frozen_stages)
+        strides = self.variant.strides
+        channels = dict(zip(strides, self.variant.channels))
+        self._plan_features(channels, strides, out_features, num_classes, frozen_stages)
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1
 
-        self.stem = _stem(in_channels, self.variant.channels[0], norm)
+        build_stem = {"imagenet": _imagenet_stem, "cifar": _cifar_stem}[self.variant.stem]
+        self.stem = build_stem(in_channels, self.variant.channels[0], norm)
         _init_weights(self.stem, zero_init_last)
         for index, name in enumerate(self.stage_names):
             stage = AOGStage(
                 self.variant,
                 index,
                 norm=norm,
-                dropout=dropout if index >= 2 else 0.0,
+                dropout=dropout if index >= len(self.variant.words) - 2 else 0.0,
                 learn_scales=learn_scales,
                 zero_init_last=zero_init_last,
                 with_cp=with_cp,
@@ -410,7 +442,7 @@ class AOGNet(StagedBackbone):
         return self.fc(pooled) if self.num_classes else pooled
 
 
-def _stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
+def _imagenet_stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
     """Three 3×3 convolutions, the first with stride 2, and 2×2 max pooling: stride 4."""
     half = channels // 2
     norm = resolve_norm(norm)
@@ -419,6 +451,13 @@ def _stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
         Conv2dNormActivation(half, half, 3, norm_layer=norm, bias=False),
         Conv2dNormActivation(half, channels, 3, norm_layer=norm, bias=False),
         nn.MaxPool2d(2, 2),
+    )
+
+
+def _cifar_stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
+    """One 3×3 convolution with norm and ReLU: stride 1, for images of 32 pixels."""
+    return nn.Sequential(
+        Conv2dNormActivation(in_channels, channels, 3, norm_layer=resolve_norm(norm), bias=False)
     )
 
 

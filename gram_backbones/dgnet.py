@@ -367,7 +367,7 @@ class DGStage(_DynamicStages):
         **changes,
     ):
         super().__init__()
-        variant = get_variant(variant, **changes)
+        variant = self.variant = get_variant(variant, **changes)
         network = variant.base(norm_layer=resolve_norm(norm))
         channels, _ = _feature_shapes(variant.layout, network)
         if feature not in channels or feature == "stem":

@@ -20,3 +20,6 @@ class Preprocessing:
 
 
 IMAGENET_RGB = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB")
+# Of CIFAR-10's training images; CIFAR-100's differ by at most 6 and are normalised alike, so that a
+# network's preprocessing does not depend on which of the two it was trained on.
+CIFAR_RGB = Preprocessing((125.307, 122.950, 113.865), (62.993, 62.089, 66.705), "RGB")

@@ -34,21 +34,37 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(
-    name: str, *, num_classes: int = 1000, features_only: bool = False, **kwargs: Any
+    name: str,
+    *,
+    num_classes: int = 1000,
+    features_only: bool = False,
+    weights: str | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
-    """Build a model with fresh weights.
+    """Build a model, with fresh weights or with a file's.
 
     Args:
         name: one of :func:`list_models`.
         num_classes: outputs of the classifier; 0 returns the pooled features ``(B, C)``.
         features_only: no classifier; the model returns feature maps, by name or by index as its
             ``out_features`` says.
+        weights: None, or what fills the model: a name or tag of ``list_weights()``, a path, or an
+            ``https://`` address with a hash. A classifier for another number of classes keeps its
+            fresh weights.
         kwargs: passed to the network, for instance ``out_features``, ``norm``, ``with_cp``.
 
     Raises:
-        ValueError: unknown name, or an argument that the network refuses.
+        FileNotFoundError: there is no such weight file.
+        ValueError: unknown name, an argument that the network refuses, or weights that do not fit.
     """
     builders = _builders()
     if name not in builders:
         raise ValueError(f"there is no model named {name!r}; allowed are {list_models()}")
-    return builders[name](name, num_classes=None if features_only else num_classes, **kwargs)
+    model = builders[name](name, num_classes=None if features_only else num_classes, **kwargs)
+    if weights is not None:
+        # These import the families, and so this module.
+        from .weights import load_weights
+        from .zoo import weight_source
+
+        load_weights(model, weight_source(name, weights))
+    return model

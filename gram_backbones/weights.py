@@ -1,111 +1,214 @@
-"""Weight files that fill a module, or leave it untouched and say what is missing."""
+"""Weights that provably fill a network: every tensor, or the file is refused."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .aognet import AOGNet, AOGNetVariant, AOGStage
+from .dgnet import DGNet, DGNetVariant
+from .registry import create_model, list_models
+from .weight_files import WeightError, WeightFile, read_weight_file
+from .weight_names import find_names
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, without the wrapper that frameworks put around them.
+__all__ = ["Fit", "WeightError", "fit", "fitting_models", "load_weights", "network_tensors"]
+
+logger = logging.getLogger(__name__)
+Variant = AOGNetVariant | DGNetVariant
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What of a file goes where.
+
+    Attributes:
+        source: the file.
+        values: what the network's tensors become, by their names in the whole network.
+        kept: tensors of the network that the file's kind does not have and that keep their start:
+            routers of a DG-Net where the file is its base network's, learned λ's.
+        ignored: names in the file of the classifier and of stages that are not built.
+        others: names in the file outside the backbone, of a detector's other parts.
+    """
+
+    source: str
+    values: Mapping[str, Tensor]
+    kept: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What to log: one line that proves the load, and what was not used."""
+        count = len(self.values)
+        lines = [f"loaded {count} of {count} tensors from {self.source}"]
+        for names, what in (
+            (self.kept, "kept at their start, the file is of a network without them"),
+            (self.ignored, "ignored in the file, classifier or stages that are not built"),
+            (self.others, "ignored in the file, outside the backbone"),
+        ):
+            if names:
+                lines.append(f"{what}: {_shorten(names)}")
+        return lines
+
+
+def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fit:
+    """Find every tensor of a network in a file.
+
+    Args:
+        network: the network's tensors by their names in the whole network of ``variant``; of a part
+            of it, only that part's.
+        variant: row that the network was built from.
+        file: what was read.
+
+    Raises:
+        WeightError: tensors are missing, have another shape, are not finite, or are left over. The
+            message names them, and the models that the file would fit.
+    """
+    whole = _whole(variant)
+    prefix, names = find_names(whole, file.tensors)[1:]
+    found = {mine: file.tensors[name] for name, mine in names.items()}
+    classifier = _classifier(variant)
+    wanted, kept = _wanted(network, found)
+    values, missing, wrong, resized = {}, [], [], []
+    for name in wanted:
+        value, own = found.get(name), network[name]
+        if value is None:
+            if not name.endswith("num_batches_tracked"):
+                missing.append(name)
+        elif value.shape == own.shape and value.is_floating_point() == own.is_floating_point():
+            values[name] = value
+        elif name.startswith(classifier):
+            resized.append(name)  # of another number of classes
+        else:
+            wrong.append(f"{name} of {_kind(value)}, not {_kind(own)}")
+    infinite = [n for n, v in values.items() if v.is_floating_point() and not v.isfinite().all()]
+    unmapped = [n for n in file.tensors if n not in names and not n.endswith("num_batches_tracked")]
+    inside = prefix.endswith(("backbone.", "bottom_up."))
+    others = [n for n in unmapped if inside and not n.startswith(prefix)]
+    left = [n for n in unmapped if n not in others]
+    if missing or wrong or infinite or left:
+        problems = {
+            "missing": missing,
+            "of another shape": wrong,
+            "not finite": infinite,
+            "left over": left,
+        }
+        raise WeightError(_complaint(file, len(values) - len(infinite), len(wanted), problems))
+    ignored = [n for n, mine in names.items() if mine not in values]
+    ignored = [n for n in ignored if not n.endswith("num_batches_tracked")]
+    return Fit(file.source, values, tuple(kept), tuple(ignored), tuple(others))
+
+
+def _wanted(
+    network: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> tuple[list[str], list[str]]:
+    """The names that a file owes, and those that keep their start."""
+    parts = [".scales", "graphs."]  # learned λ's; routers, thresholds, projections
+    absent = [part for part in parts if not any(_is_part(name, part) for name in found)]
+    kept = [n for n in network if any(_is_part(n, part) for part in absent)]
+    kept = [n for n in kept if not n.endswith("num_batches_tracked")]
+    return [n for n in network if not any(_is_part(n, part) for part in absent)], kept
+
+
+def _is_part(name: str, part: str) -> bool:
+    return name.endswith(part) if part.startswith(".") else name.startswith(part)
+
+
+def _complaint(file: WeightFile, filled: int, wanted: int, problems: dict[str, list[str]]) -> str:
+    parts = [f"{what}: {_shorten(names)}" for what, names in problems.items() if names]
+    models = fitting_models(file)
+    hint = (
+        f"its tensors fit {', '.join(models)}" if models else "its tensors fit none of our models"
+    )
+    return f"{file.source} fills {filled} of {wanted} tensors; {'; '.join(parts)}; {hint}"
+
+
+def fitting_models(file: WeightFile) -> list[str]:
+    """Names of the models whose every tensor, classifier aside, a file has in the right shape."""
+    fitting = []
+    for model in list_models():
+        shapes, classifier = _shapes(model)
+        names = find_names(shapes, file.tensors)[2]
+        found = {mine: tuple(file.tensors[name].shape) for name, mine in names.items()}
+        wanted, _ = _wanted(dict.fromkeys(shapes), found)
+        wanted = [n for n in wanted if not n.endswith("num_batches_tracked")]
+        wanted = [n for n in wanted if not n.startswith(classifier)]
+        if all(found.get(name) == shapes[name] for name in wanted):
+            fitting.append(model)
+    return fitting
+
+
+@lru_cache(maxsize=64)
+def _shapes(model: str) -> tuple[dict[str, tuple[int, ...]], str]:
+    with torch.device("meta"):
+        network = create_model(model)
+    return {n: tuple(v.shape) for n, v in network.state_dict().items()}, _classifier(
+        network.variant
+    )
+
+
+def _whole(variant: Variant) -> list[str]:
+    """Names of all tensors of a variant's classifier."""
+    kind = AOGNet if isinstance(variant, AOGNetVariant) else DGNet
+    with torch.device("meta"):
+        return list(kind(variant, num_classes=1).state_dict())
+
+
+def _classifier(variant: Variant) -> str:
+    return "fc." if isinstance(variant, AOGNetVariant) else f"{variant.layout.classifier}."
+
+
+def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
+    """A network's or stage's variant, and by the whole network's names its tensors' names.
+
+    Raises:
+        TypeError: another module.
+    """
+    variant = getattr(module, "variant", None)
+    if not isinstance(variant, Variant):
+        raise TypeError(f"{type(module).__name__} is no network of ours, and no stage of one")
+    prefix = f"res{module.index + 2}." if isinstance(module, AOGStage) else ""
+    return variant, {prefix + name: name for name in module.state_dict()}
+
+
+def load_weights(module: nn.Module, source: str | Path | WeightFile, prefix: str = "") -> Fit:
+    """Fill a network, or a C4 detector's stage, from a file.
+
+    Recognised are this project's names, both namings of the AOGNet authors, and for DG-Net the base
+    network's in torchvision, timm and Detectron2, alone or inside a detector of either framework.
+
+    Args:
+        module: gets the weights: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
+        source: path, ``https://`` address with a hash, or a file that was read.
+        prefix: take only tensors whose names begin with this, without it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds anything but tensors, numbers and containers.
+        WeightError: see :func:`gram_backbones.weight_files.read_weight_file` and :func:`fit`; the
+            module is left as it was.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-        raise ValueError(f"{path} is not read as weights: {reason}") from error
-    for key in ("state_dict", "model"):
-        content = content.get(key, content) if isinstance(content, dict) else content
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {
-            str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)
-        }
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors by name")
-    return tensors
-
-
-def without_prefix(
-    state: Mapping[str, Tensor], own: Iterable[str], prefixes: Iterable[str]
-) -> dict[str, Tensor]:
-    """The part of ``state`` under the first prefix that gives any of the names in ``own``.
-
-    Nothing fits: ``state`` as it is, so that the names that are missed are the module's own.
-    """
-    own = set(own)
-    for prefix in prefixes:
-        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if own & part.keys():
-            return part
-    return dict(state)
-
-
-def check_filled(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str = "the weight file"
-) -> list[str]:
-    """Names of the tensors in ``own`` that ``state`` has to fill, all of which it does.
-
-    Not owed are counters of BN, and the routers of a DG-Net where the file is its base network's.
-
-    Raises:
-        ValueError: tensors are missing or have another shape; the message lists the names.
-    """
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    if not any("graphs." in name for name in state):
-        # A DG-Net from its base network's weights: routers keep the start they were built with.
-        wanted = [name for name in wanted if "graphs." not in name]
-    missing = [name for name in wanted if name not in state]
-    wrong = [
-        f"{name} of shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in wanted
-        if name in state and tuple(state[name].shape) != tuple(own[name].shape)
-    ]
-    if bad := missing + wrong:
-        raise ValueError(
-            f"{source} fills {len(wanted) - len(bad)} of {len(wanted)} backbone tensors; "
-            f"missing: {_shorten(missing)}; of another shape: {_shorten(wrong)}"
-        )
-    return wanted
-
-
-def fill(
-    module: nn.Module, path: str | Path, prefixes: Iterable[str] = ("",)
-) -> tuple[int, list[str]]:
-    """Fill a backbone, or a stage of one, from a file.
-
-    Args:
-        module: gets the weights.
-        path: file that :func:`read_weights` reads.
-        prefixes: what may stand before the module's names in the file, in this order.
-
-    Returns:
-        The number of tensors loaded, and the names that the module keeps as they were.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`read_weights` and :func:`check_filled`; the module
-            is left as it was.
-    """
+    file = source if isinstance(source, WeightFile) else read_weight_file(source)
+    if prefix:
+        part = {n.removeprefix(prefix): v for n, v in file.tensors.items() if n.startswith(prefix)}
+        file = WeightFile(f"{file.source} ({prefix}*)", part, file.record)
+    variant, names = network_tensors(module)
     own = module.state_dict()
-    state = without_prefix(read_weights(path), own, prefixes)
-    wanted = check_filled(own, state, str(path))
-    module.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
-    return len(wanted), [name for name in own if name not in state]
+    found = fit({whole: own[name] for whole, name in names.items()}, variant, file)
+    module.load_state_dict({names[n]: v for n, v in found.values.items()}, strict=False)
+    for line in found.lines():
+        logger.info(line)
+    return found
 
 
-def _shorten(names: list[str], most: int = 8) -> str:
-    if not names:
-        return "none"
+def _kind(value: Tensor) -> str:
+    return f"{'numbers' if value.is_floating_point() else 'integers'} {tuple(value.shape)}"
+
+
+def _shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

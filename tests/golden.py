@@ -1,37 +1,9 @@
-"""The authors' released AOGNet-12M as figures: its tensors' names, fixed weights and outputs."""
+"""The authors' released AOGNet-12M as figures: fixed weights for its tensors."""
 
-import re
 import zlib
 
 import numpy as np
 import torch
-
-_CONVS = {"conv_norm_ac_1": "conv1", "conv_norm_ac_2": "conv2", "conv_norm_3": "conv3"}
-_PATTERNS = (
-    (r"stem\.(\d)\.conv_norm\.conv_norm\.(.+)", lambda m: f"stem.{m[1]}.{m[2]}"),
-    (
-        r"stage(\d)\.stage_\d_block_\d_transition\.0\.conv_norm\.conv_norm\.(.+)",
-        lambda m: f"res{int(m[1]) + 2}.transition.0.{m[2]}",
-    ),
-    (
-        r"stage(\d)\.stage_\d_block_(\d)\.stage_\d_block_\d_node_(\d+)_op\.(\w+)\."
-        r"(?:conv_norm\.)*(.+)",
-        lambda m: f"res{int(m[1]) + 2}.blocks.{m[2]}.ops.{m[3]}.{_CONVS.get(m[4], m[4])}.{m[5]}",
-    ),
-    (
-        r"stage(\d)\.stage_\d_block_(\d)\.extra_norm_ac\.0\.(.+)",
-        lambda m: f"res{int(m[1]) + 2}.blocks.{m[2]}.norm.{m[3]}",
-    ),
-    (r"fc\.(.+)", lambda m: f"fc.{m[1]}"),
-)
-
-
-def our_name(name: str) -> str:
-    """This project's name of a tensor in the authors' checkpoint."""
-    for pattern, rename in _PATTERNS:
-        if match := re.fullmatch(pattern, name):
-            return rename(match)
-    raise KeyError(name)
 
 
 def fixed_value(name: str, shape: list[int]) -> torch.Tensor:

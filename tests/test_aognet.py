@@ -1,5 +1,6 @@
 import copy
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,13 @@ TABLE = {
     "aognet_60m": (60_737_302, 14.361),
     "aognet_12m_released": (12_259_099, 2.107),
     "aognet_40m_released": (40_153_004, 7.350),
+}
+# Table 5: parameters with 10 classes, convolution GFLOPs at 32², both as the paper prints them
+CIFAR_TABLE = {
+    "aognet_cifar_full": (4_237_651, "4.24", 0.65),
+    "aognet_cifar_full_lateral": (4_237_651, "4.24", 0.65),
+    "aognet_cifar_pruned": (4_233_088, "4.23", 0.70),
+    "aognet_cifar_pruned_lateral": (4_233_088, "4.23", 0.70),
 }
 # Every kind of stage, and small.
 TINY = AOGNetVariant((1, 2, 3, 4), (1, 2, 1, 2), (8, 16, 24, 36, 48))
@@ -48,8 +56,39 @@ def test_parameters_and_flops_of_the_table(name):
     assert count_conv_flops(model) / 1e9 == pytest.approx(gflops, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", CIFAR_TABLE)
+def test_cifar_parameters_and_flops_of_table_5(name):
+    with torch.device("meta"):
+        model = create_model(name, num_classes=10)
+    parameters, printed, gflops = CIFAR_TABLE[name]
+    assert count_parameters(model) == parameters
+    assert f"{parameters / 1e6:.2f}" == printed
+    assert round(count_conv_flops(model, 32) / 1e9, 2) == gflops
+
+
+def test_cifar_rows_are_two_structures_with_and_without_lateral_connections():
+    for kind, nodes, pruning in (("full", 30, {None}), ("pruned", 21, {"keep_first", "keep_last"})):
+        plain, lateral = VARIANTS[f"aognet_cifar_{kind}"], VARIANTS[f"aognet_cifar_{kind}_lateral"]
+        assert not plain.lateral and replace(plain, lateral=True) == lateral
+        assert set(plain.pruning) == pruning
+        assert plain.words == (4, 4, 4) and not any(width % 4 for width in plain.channels)
+        assert len(plain.graph(0).nodes) == nodes  # spec, "And-Or graph of a block over N words"
+
+
+def test_the_cifar_stem_is_one_convolution_at_full_resolution():
+    model = AOGNet(replace(TINY, stem="cifar"), out_features=("stem", "res2", "res5")).eval()
+    convs = [m for m in model.stem.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.kernel_size, m.stride) for m in convs] == [((3, 3), (1, 1))]
+    assert model.feature_strides == {"stem": 1, "res2": 1, "res3": 2, "res4": 4, "res5": 8}
+    assert model.size_divisibility == 8
+    features = model(images(1, 32))
+    assert [f.shape[-1] for f in features.values()] == [32, 32, 4]
+    with pytest.raises(ValueError, match="stem is 'patch'; allowed are .*cifar.*imagenet"):
+        replace(TINY, stem="patch")
+
+
 def test_the_table_covers_all_variants():
-    assert set(TABLE) == set(VARIANTS) == set(list_models("aognet_*"))
+    assert {*TABLE, *CIFAR_TABLE} == set(VARIANTS) == set(list_models("aognet_*"))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -62,10 +101,11 @@ def test_every_parameter_gets_a_gradient(name):
 
 @pytest.mark.parametrize("name", list_models())
 def test_features_have_the_stated_channels_and_strides(name):
-    model = create_model(name, features_only=True, out_features=("stem", "res2", "res5")).eval()
+    last = create_model(name, features_only=True).stage_names[-1]  # res4 in CIFAR's variants
+    model = create_model(name, features_only=True, out_features=("stem", "res2", last)).eval()
     with torch.no_grad():
         features = model(images(1, 64))
-    assert list(features) == ["stem", "res2", "res5"]
+    assert list(features) == ["stem", "res2", last]
     for key, feature in features.items():
         side = 64 // model.feature_strides[key]
         assert feature.shape == (1, model.feature_channels[key], side, side)
@@ -289,6 +329,9 @@ def test_dropout_is_on_in_the_last_two_stages_of_a_classifier_in_training():
         for name in model.stage_names
     }
     assert rates == {"res2": {0.0}, "res3": {0.0}, "res4": {0.1}, "res5": {0.1}}
+    three = AOGNet("aognet_cifar_pruned", num_classes=3)
+    assert {op.dropout for op in three.res2.blocks[0].ops} == {0.0}
+    assert {op.dropout for op in (*three.res3.blocks[0].ops, *three.res4.blocks[0].ops)} == {0.1}
     features = AOGNet(TINY)
     assert {m.dropout for m in features.modules() if hasattr(m, "dropout")} == {0.0}
     x = torch.randn(4, 24, 4, 4)

@@ -72,7 +72,7 @@ def test_a_training_step_and_a_prediction_on_a_photograph(name):
     moved = {n for n, v in model.state_dict().items() if not torch.equal(before[n], v)}
     statistics = {n for n in moved if "running_" in n or n.endswith("num_batches_tracked")}
     assert not statistics or name.startswith("demo")
-    assert moved - statistics <= trainable and len(moved) > len(trainable) / 2
+    assert moved - statistics <= trainable and len(moved - statistics) > 0.9 * len(trainable)
     with torch.no_grad():
         found = model.eval()([sample])[0]["instances"]
     assert found.has("pred_masks") == cfg.MODEL.MASK_ON

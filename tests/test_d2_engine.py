@@ -229,7 +229,7 @@ def test_weights_of_a_bare_backbone_fill_the_c4_head_too(tmp_path, caplog):
     head = model.roi_heads.res5.state_dict()
     assert all(torch.equal(v, source.res5.state_dict()[k]) for k, v in head.items())
     count = len(head) + len(model.backbone.state_dict())
-    assert f"loaded {count} of {count} backbone tensors" in caplog.text
+    assert f"loaded {count} of {count} tensors from" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ("missing", "shape", "nothing"))
@@ -245,7 +245,7 @@ def test_weights_that_do_not_fill_the_backbone_stop_the_run(cfg, tmp_path, damag
         state = {"conv1.weight": torch.zeros(1)}
     torch.save(state, tmp_path / "bad.pth")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match="backbone.bottom_up."):
+    with pytest.raises(gram.WeightError, match="stem.0" if damage == "nothing" else name):
         gram.GramCheckpointer(model).load(str(tmp_path / "bad.pth"))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

@@ -173,7 +173,7 @@ def test_a_training_step_and_a_prediction_on_a_photograph(leaf):
     assert not without_gradient
     moved = {n for n, v in detector.state_dict().items() if not torch.equal(before[n], v)}
     trainable = {n for n, p in parameters.items() if p.requires_grad}
-    assert moved <= trainable and len(moved) > len(trainable) / 2
+    assert moved <= trainable and len(moved) > 0.9 * len(trainable)
     with torch.no_grad():
         result = detector.eval().test_step(data)[0]
     assert result.pred_instances.bboxes.shape[1] == 4
@@ -187,7 +187,7 @@ def in_bf16(module):
     def run(*args, **kwargs):
         with torch.autocast("cpu", torch.bfloat16):
             features = forward(*args, **kwargs)
-        assert {f.dtype for f in features} <= {torch.bfloat16, torch.float32}
+        assert {f.dtype for f in features} == {torch.bfloat16}
         return tuple(f.float() for f in features)
 
     module.forward = run

@@ -194,14 +194,19 @@ def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
             "/no/such/folder/annotations/instances_train2017",
         ),
         (("no_such_config.py",), "no_such_config.py"),
+        (
+            (ATSS, "--resume", "gone.pth", "--data-root", "DEMO"),
+            "there is no checkpoint gone.pth",
+        ),
     ),
 )
-def test_the_tool_refuses_with_a_sentence(arguments, message, tmp_path, monkeypatch):
+def test_the_tool_refuses_with_a_sentence(arguments, message, demo, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")
     monkeypatch.chdir(tmp_path)
     import train_mmdet
 
     monkeypatch.setattr(sys, "argv", ["train_mmdet.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [str(demo) if a == "DEMO" else a for a in sys.argv])
     with pytest.raises(SystemExit, match=message):
         train_mmdet.main()
     assert not list(tmp_path.iterdir())
@@ -288,8 +293,9 @@ model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    deadline = time.monotonic() + 600
     while not (tmp_path / "last_checkpoint").is_file():
-        assert process.poll() is None
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

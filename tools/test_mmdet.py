@@ -8,9 +8,9 @@ import argparse
 import sys
 
 from mmengine.runner import Runner
-from train_mmdet import add_common_arguments, load_config
+from train_mmdet import add_common_arguments, check_checkpoint, load_config
 
-from gram_backbones.mmdet.runs import prepare_cpu_processes, trust_own_checkpoints
+from gram_backbones.mmdet.runs import fill_backbone, own_checkpoints, prepare_cpu_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,12 +26,18 @@ def main() -> None:
     args = parse_args()
     try:
         cfg = load_config(args, ("test_dataloader",))
+        check_checkpoint(args.checkpoint)
     except (FileNotFoundError, KeyError, ValueError) as error:
         sys.exit(f"test_mmdet.py: {type(error).__name__}: {error}")
     cfg.load_from = args.checkpoint
-    trust_own_checkpoints()
     prepare_cpu_processes(cfg)
-    Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    try:
+        fill_backbone(runner, args.checkpoint)
+    except ValueError as error:
+        sys.exit(f"test_mmdet.py: {error}")
+    with own_checkpoints():
+        runner.test()
 
 
 if __name__ == "__main__":

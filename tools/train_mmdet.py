@@ -15,9 +15,10 @@ from mmengine.runner import Runner
 
 from gram_backbones.mmdet.runs import (
     check_data,
+    fill_backbone,
+    own_checkpoints,
     prepare_cpu_processes,
     set_data_root,
-    trust_own_checkpoints,
 )
 
 
@@ -66,6 +67,12 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     return cfg
 
 
+def check_checkpoint(file: str | None) -> None:
+    """Raise FileNotFoundError where a local file does not exist, before anything is built."""
+    if file and "://" not in file and not os.path.isfile(file):
+        raise FileNotFoundError(f"there is no checkpoint {file}")
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,6 +96,10 @@ def main() -> None:
     args = parse_args()
     try:
         cfg = load_config(args, ("train_dataloader", "val_dataloader"))
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == "auto" else args.resume
+        check_checkpoint(cfg.get("load_from"))
     except (FileNotFoundError, KeyError, ValueError) as error:
         sys.exit(f"train_mmdet.py: {type(error).__name__}: {error}")
     if args.amp:
@@ -96,12 +107,12 @@ def main() -> None:
         cfg.optim_wrapper.loss_scale = "dynamic"
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
-        trust_own_checkpoints()
     prepare_cpu_processes(cfg)
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    if cfg.get("load_from") and not cfg.get("resume"):
+        fill_backbone(runner, cfg.load_from)
+    with own_checkpoints():
+        runner.train()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ except ImportError as error:
         "documentation says, or run tools/setup.sh of a gram_backbones checkout"
     ) from error
 
+from ..weight_files import WeightError
 from .aognet import (
     AOGNetBackbone,
     build_aognet_backbone,
@@ -37,6 +38,7 @@ __all__ = [
     "GramPredictor",
     "GramRes5ROIHeads",
     "GramTrainer",
+    "WeightError",
     "add_gram_backbones_config",
     "build_aognet_backbone",
     "build_aognet_fpn_backbone",

@@ -2,63 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..weights import check_filled
+from ..weight_files import WeightError, WeightFile, read_weight_file
+from ..weights import Fit, fit, network_tensors
 from .roi_heads import GramRes5ROIHeads
 
 
 class GramCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict about the backbone.
 
-    A file of a whole detector (names begin with ``backbone.``) is loaded as Detectron2 does. A file
-    of a bare backbone (names begin with ``stem.``, ``res2.`` …, as ``AOGNet.state_dict()`` gives
-    them) fills the backbone and, in a C4 detector, the last stage in the RoI heads.
+    - A file of a bare backbone fills the backbone and, in a C4 detector, the last stage in the RoI
+      heads; its names may be of any kind that `gram_backbones.weights` recognises.
+    - A detector's file fills everything. Class-dependent layers of another size are left alone, and
+      named.
+    - A resumed run restores everything that Detectron2 saved; that file is trusted.
 
     Detectron2's own class returns normally when nothing matched, and the backbone stays random.
 
     Raises:
-        ValueError: the file leaves a tensor of the backbone or of the C4 stage unfilled, or has it
-            in another shape. The message lists the names, and the model is left as it was.
+        WeightError: the file is not read, or leaves a tensor unfilled; the message lists the names,
+            and the model is left as it was.
     """
 
-    def _load_file(self, filename: str):
-        if filename.endswith(".pkl"):
-            # Detectron2 unpickles these without restriction, and its ResNets (BGR, stride in the
-            # first 1 × 1) fit other networks by shape only.
-            raise ValueError(f"{filename}: .pkl files are not read; convert it to .pth tensors")
-        return super()._load_file(filename)
+    _resumes = False
 
-    def _load_model(self, checkpoint):
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """Resume from the last checkpoint, or load ``path``."""
+        self._resumes = resume and self.has_checkpoint()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._resumes = False
+
+    def load(self, path: str, *args, **kwargs) -> dict:
+        """As Detectron2's; an ``https://`` address with a hash goes to our reader as it is."""
+        if path.startswith("https://") and not self._resumes:
+            checkpoint = self._load_file(path)
+            self._load_model(checkpoint)
+            return checkpoint
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict:
+        if self._resumes:
+            return super()._load_file(filename)
+        return {"model": dict(read_weight_file(filename).tensors), "__source__": filename}
+
+    def _load_model(self, checkpoint: dict):
+        source = checkpoint.pop("__source__", None)
+        if source is None:
+            return super()._load_model(checkpoint)
         model = getattr(self.model, "module", self.model)
-        prefixes = _backbone_prefixes(model)
-        state = {name.removeprefix("module."): v for name, v in checkpoint["model"].items()}
-        if not any(name.startswith("backbone.") for name in state):
-            state = _place(state, model.state_dict(), prefixes)
-        checkpoint["model"] = state
-        own = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
-        count = len(check_filled(own, state))
+        own = model.state_dict()
+        homes = _homes(model)
+        found = _fit(model, own, homes, source, checkpoint["model"])
+        state = {homes[name]: value for name, value in found.values.items()}
+        rest = _other_parts(own, homes, checkpoint["model"], source)
+        checkpoint["model"] = {**rest, **state}
         incompatible = super()._load_model(checkpoint)
-        self.logger.info(f"loaded {count} of {count} backbone tensors")
+        for line in found.lines() if not rest else found.lines()[:1]:
+            self.logger.info(line)
         return incompatible
 
 
-def _backbone_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Where the family's stages stand in a detector's state dict."""
-    backbone = "backbone.bottom_up." if hasattr(model.backbone, "bottom_up") else "backbone."
+def _homes(model: nn.Module) -> dict[str, str]:
+    """For every tensor of the family's network, by the whole network's name, its place."""
+    bottom_up = hasattr(model.backbone, "bottom_up")
+    parts = {"backbone.bottom_up." if bottom_up else "backbone.": _backbone(model)}
     if isinstance(getattr(model, "roi_heads", None), GramRes5ROIHeads):
-        return backbone, "roi_heads.res5."
-    return (backbone,)
+        parts["roi_heads.res5."] = model.roi_heads.res5
+    return {
+        whole: prefix + name
+        for prefix, part in parts.items()
+        for whole, name in network_tensors(part)[1].items()
+    }
 
 
-def _place(
-    state: dict[str, Tensor], model: dict[str, Tensor], prefixes: tuple[str, ...]
+def _backbone(model: nn.Module) -> nn.Module:
+    return getattr(model.backbone, "bottom_up", model.backbone)
+
+
+def _fit(
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    homes: Mapping[str, str],
+    source: str,
+    tensors: Mapping[str, Tensor],
+) -> Fit:
+    network = {whole: own[place] for whole, place in homes.items()}
+    variant, _ = network_tensors(_backbone(model))
+    return fit(network, variant, WeightFile(source, tensors))
+
+
+def _other_parts(
+    own: Mapping[str, Tensor],
+    homes: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    source: str,
 ) -> dict[str, Tensor]:
-    """A bare backbone's tensors under the names that they have in a detector."""
-    placed = {}
-    for name, value in state.items():
-        # AOGNet's last stage is the head's res5 itself, DG-Net's stands inside it.
-        homes = [f"roi_heads.{name}", f"roi_heads.res5.{name}"] if len(prefixes) > 1 else []
-        placed[next((home for home in homes if home in model), prefixes[0] + name)] = value
-    return placed
+    """The heads' tensors, where the file is such a detector's; nothing otherwise.
+
+    Raises:
+        WeightError: it has some of them, but not all.
+    """
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    places = set(homes.values())
+    heads = [name for name in own if name not in places]
+    rest = {name: tensors[name] for name in heads if name in tensors}
+    missing = [n for n in heads if n not in rest and not n.endswith(_COMPUTED)]
+    if rest and missing:
+        raise WeightError(
+            f"{source} is a detector's, and fills {len(rest)} of {len(heads)} tensors of this "
+            f"detector's other parts; missing: {', '.join(missing[:8])}"
+        )
+    return rest
+
+
+# Buffers that the config gives, and counters.
+_COMPUTED = ("pixel_mean", "pixel_std", "num_batches_tracked")

@@ -80,12 +80,4 @@ class AOGNetStage(MMDetInterface, AOGStage, BaseModule):
         variant = get_variant(variant)
         index = len(variant.words) - 1 if index is None else index
         super().__init__(variant, index, norm=norm_factory(norm_cfg), with_cp=with_cp, **kwargs)
-        stage = f"res{index + 2}."
-        self.weight_prefixes = (
-            stage,
-            "roi_head.shared_head.",
-            f"roi_heads.{stage}",
-            f"backbone.bottom_up.{stage}",
-            f"backbone.{stage}",
-        )
         self._adapt(norm_eval, init_cfg)

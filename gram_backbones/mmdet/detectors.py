@@ -23,7 +23,9 @@ class ValidSizesMixin:
         class MyDetector(ValidSizesMixin, TOOD):
             pass
 
-    Other backbones than DG-Net run as ever.
+    Other backbones than DG-Net run as ever. Image sizes come with ``loss``, ``predict`` and the
+    tensor mode: who calls ``extract_feat`` alone, as some semi-supervised detectors do for their
+    teacher, has no sizes to pass, and routers then pool all of the padded images.
     """
 
     def __init__(self, *args, **kwargs):

@@ -76,14 +76,6 @@ class DGNetStage(MMDetInterface, DGStage, BaseModule):
         kwargs: further arguments of :class:`gram_backbones.dgnet.DGStage`.
     """
 
-    weight_prefixes = (
-        "",
-        "roi_head.shared_head.",
-        "roi_heads.res5.",
-        "backbone.bottom_up.",
-        "backbone.",
-    )
-
     def __init__(
         self,
         variant: str | DGNetVariant = "dgnet_r50",

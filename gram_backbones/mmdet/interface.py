@@ -10,7 +10,7 @@ from mmengine.model import PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..weights import fill
+from ..weights import load_weights
 
 InitCfg = dict[str, Any] | Sequence[dict[str, Any]] | None
 
@@ -19,14 +19,10 @@ class MMDetInterface:
     """Stands before a core class and ``BaseModule`` in a class statement.
 
     A constructor ends with :meth:`_adapt`.
-
-    Attributes:
-        weight_prefixes: what may stand before the module's tensor names in a weight file.
     """
 
     norm_eval = False
-    weight_prefixes: tuple[str, ...] = ("",)
-    _missing_file: FileNotFoundError | None = None
+    _missing_file: str | None = None
 
     def _adapt(self, norm_eval: bool, init_cfg: InitCfg) -> None:
         self.norm_eval = norm_eval
@@ -49,11 +45,12 @@ class MMDetInterface:
         file, ``prefix`` (optional) what stands before the tensor names in it.
 
         MMEngine initialises before it resumes, and a resumed run must do without the file: where it
-        does not exist, the first forward pass raises, unless a checkpoint was loaded by then.
+        does not exist, the first forward pass raises FileNotFoundError, unless a checkpoint has
+        filled the module by then.
 
         Raises:
-            ValueError: the file is no weight file, or leaves a tensor of the module unfilled; the
-                module is left as it was.
+            WeightError: the file is not read, or leaves a tensor of the module unfilled; the module
+                is left as it was.
         """
         given = self.init_cfg
         cfgs = [given] if isinstance(given, dict) else list(given or ())
@@ -79,36 +76,31 @@ class MMDetInterface:
             )
 
     def _load_pretrained(self, cfg: dict[str, Any]) -> None:
-        prefixes = [cfg["prefix"].rstrip(".") + "."] if cfg.get("prefix") else self.weight_prefixes
+        prefix = f"{cfg['prefix'].rstrip('.')}." if cfg.get("prefix") else ""
         try:
-            count, _ = fill(self, cfg["checkpoint"], prefixes)
+            found = load_weights(self, cfg["checkpoint"], prefix)
         except FileNotFoundError as error:
-            self._wait_for_checkpoint(error)
+            self._missing_file = str(error)
+            print_log(f"{error}: only a resumed run can do without it", "current", level=30)
             return
-        print_log(
-            f"loaded {count} of {count} backbone tensors from {cfg['checkpoint']}",
-            logger="current",
-        )
+        for line in found.lines():
+            print_log(line, logger="current")
 
-    def _wait_for_checkpoint(self, error: FileNotFoundError) -> None:
-        print_log(f"{error}: only a run that is resumed can do without it", "current", level=30)
-        handles = []
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Called by every load_state_dict, of the module itself or of a detector around it.
+        if self._missing_file and all(prefix + name in state_dict for name in self.state_dict()):
+            self._missing_file = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
-        def loaded(module: nn.Module, keys: object) -> None:
-            for handle in handles:
-                handle.remove()
-
-        def refuse(module: nn.Module, args: tuple) -> None:
-            raise error
-
-        handles.append(self.register_load_state_dict_post_hook(loaded))
-        handles.append(self.register_forward_pre_hook(refuse))
+    def forward(self, *args, **kwargs):
+        """See the core class; refused while a weight file is missing."""
+        if self._missing_file:
+            raise FileNotFoundError(self._missing_file)
+        return super().forward(*args, **kwargs)
 
 
 class MMDetBackbone(MMDetInterface):
     """The same for whole backbones."""
-
-    weight_prefixes = ("", "backbone.bottom_up.", "backbone.")
 
     @property
     def out_channels(self) -> tuple[int, ...]:

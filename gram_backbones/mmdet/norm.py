@@ -21,19 +21,21 @@ def norm_factory(norm_cfg: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     other divisors.
 
     Raises:
-        ValueError: no type, one that mmcv does not know, or keys that the layer does not take.
+        ValueError: another type than BN, SyncBN and GN, or keys that the layer does not take.
     """
-    cfg = dict(norm_cfg)
-    if cfg.get("type") == "GN":
+    cfg = dict(norm_cfg or {})
+    if cfg.get("type") not in ALLOWED:
+        raise ValueError(f"norm_cfg is {norm_cfg}; allowed are types {ALLOWED}")
+    if cfg["type"] == "GN":
         max_groups = cfg.pop("num_groups", 32)
         if max_groups < 1:
             raise ValueError(f"num_groups is {max_groups}; allowed are 1 and more")
         return partial(_adapted_group_norm, cfg, max_groups)
     try:
         build_norm_layer(cfg, 1)
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise ValueError(
-            f"norm_cfg is {dict(norm_cfg)}; allowed are types {ALLOWED} with their arguments"
+            f"norm_cfg is {norm_cfg}; {cfg['type']} does not take these arguments"
         ) from error
     return partial(_layer, cfg)
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+from ..weights import load_weights
+from .interface import MMDetInterface
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -93,16 +98,34 @@ def prepare_cpu_processes(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
 
 
-def trust_own_checkpoints() -> None:
+@contextmanager
+def own_checkpoints() -> Iterator[None]:
     """Let ``torch.load`` read what MMEngine writes next to tensors: histories and numbers.
 
     From torch 2.6 on it refuses them by default; upstream's MMEngine was written before that, and
-    could not resume its own checkpoints.
+    cannot read its own checkpoints. `gram_backbones.weight_files` is as strict inside as outside.
     """
     core = getattr(np, "_core", None) or np.core  # its name before numpy 2
+    multiarray = core.multiarray
     types = {type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u1", "?")}
-    reconstruct = core.multiarray._reconstruct
-    scalar = core.multiarray.scalar
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, defaultdict, getattr, *types]
-    )
+    known = [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
+    # A history names its methods by getattr. That lets a file call more than tensors need: what is
+    # read here is trusted.
+    with torch.serialization.safe_globals([*known, *types, defaultdict, getattr]):
+        yield
+
+
+def fill_backbone(runner: Runner, checkpoint: str) -> None:
+    """Fill the backbone and a C4 head's last stage from a detector's file, strictly.
+
+    MMEngine's own loading follows; it returns normally when nothing matched.
+
+    Raises:
+        FileNotFoundError, gram_backbones.weight_files.WeightError: see
+            :func:`gram_backbones.weights.load_weights`.
+    """
+    model = getattr(runner.model, "module", runner.model)
+    for module in model.modules():
+        if isinstance(module, MMDetInterface):
+            for line in load_weights(module, checkpoint).lines():
+                runner.logger.info(line)

@@ -1,0 +1,127 @@
+"""What a run is made of: its configuration, the network, the optimiser and its schedule."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from ..registry import create_model
+from .recipes import Recipe
+
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What shapes a run: with the same data, processes and workers it ends in the same weights.
+
+    Attributes:
+        model: name of a model.
+        dataset: what it is trained on, for the record.
+        recipe: how.
+        num_classes: outputs of the classifier.
+        batch_size: images per update, over all processes.
+        lr: learning rate at the end of the warm-up; None scales the recipe's to ``batch_size``.
+        seed: of the start, the order of images and all that is random; 0 or more.
+        amp: ``"none"``, ``"bf16"`` or ``"fp16"`` (on GPUs), the type that autocast computes in.
+
+    Raises:
+        ValueError: a number out of its range, or an unknown type.
+    """
+
+    model: str
+    dataset: str
+    recipe: Recipe
+    num_classes: int
+    batch_size: int
+    lr: float | None = None
+    seed: int = 0
+    amp: str = "none"
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed are {least} and more")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; allowed are positive numbers")
+        if self.amp not in AMP_DTYPES:
+            raise ValueError(f"amp is {self.amp!r}; allowed are {sorted(AMP_DTYPES)}")
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at the end of the warm-up."""
+        return self.recipe.scaled_lr(self.batch_size) if self.lr is None else self.lr
+
+    def record(self) -> dict[str, Any]:
+        """All that a resumed run must share, as plain values."""
+        own = asdict(self)
+        recipe = {key: value for key, value in own.pop("recipe").items() if key != "source"}
+        return {**recipe, **own, "lr": self.peak_lr}
+
+
+def build_classifier(name: str, num_classes: int, recipe: Recipe) -> nn.Module:
+    """A model with fresh weights and a recipe's dropout.
+
+    Raises:
+        ValueError: an unknown name, dropout for a model that has no place for it, or images that
+            are smaller than its total stride.
+    """
+    if name.startswith("aognet"):
+        model = create_model(name, num_classes=num_classes, dropout=recipe.dropout)
+    else:
+        model = create_model(name, num_classes=num_classes)
+        layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+        if recipe.dropout and not layers:
+            raise ValueError(f"dropout is {recipe.dropout}; {name} has no such layer, allowed is 0")
+        for layer in layers:
+            layer.p = recipe.dropout
+    if recipe.image_size < model.size_divisibility:
+        raise ValueError(
+            f"image_size is {recipe.image_size}; {name} takes {model.size_divisibility} and more"
+        )
+    return model
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9; without weight decay for the norms where the recipe says so."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+    norms = [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, kinds)
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+    groups = param_groups_weight_decay(
+        model,
+        recipe.weight_decay,
+        weight_decay_exclude_1d=False,
+        no_weight_decay_list=() if recipe.decay_norms else norms,
+    )
+    return create_optimizer_v2(groups, opt=recipe.optimizer, lr=lr, momentum=0.9)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, updates: int
+) -> CosineLRScheduler:
+    """Linear warm-up, then half a period of a cosine down to 0; steps with every update.
+
+    Args:
+        optimizer: whose learning rate is set.
+        recipe: gives the lengths.
+        lr: learning rate at the end of the warm-up.
+        updates: per epoch.
+    """
+    warmup = round(recipe.warmup_epochs * updates)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=recipe.epochs * updates - warmup,
+        warmup_t=warmup,
+        warmup_lr_init=lr * recipe.warmup_start,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )

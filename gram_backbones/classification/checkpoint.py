@@ -1,0 +1,102 @@
+"""A run's files: what resumes it, and what a detector's config takes as weights.
+
+A checkpoint is a dict of tensors and plain values, read by ``torch.load(weights_only=True)``:
+
+- ``state_dict``: the weights to use, under this project's names: the network's, or those of its
+  moving average where these had the higher top-1;
+- ``meta``: strings that say what they are (:func:`describe`);
+- ``training``: what :meth:`gram_backbones.classification.engine.Trainer.resume` needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..preprocessing import Preprocessing
+
+
+def describe(
+    preprocessing: Preprocessing,
+    values: Mapping[str, Any],
+    source: str = "tools/train_classifier.py",
+) -> dict[str, str]:
+    """The ``meta`` of a checkpoint: plain strings.
+
+    Args:
+        preprocessing: of the network's images, pixels in [0, 255].
+        values: further entries, such as ``model``, ``dataset`` and ``top1`` in percent.
+        source: what wrote the file.
+    """
+    return {
+        "mean": str(preprocessing.mean),
+        "std": str(preprocessing.std),
+        "channel_order": preprocessing.channel_order,
+        "source": source,
+        **{key: str(value) for key, value in values.items()},
+    }
+
+
+def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None:
+    """Write a checkpoint at once or not at all; the best one once more as ``best.pth``."""
+    part = path.with_name(f".{path.name}.part")
+    torch.save(content, part)
+    os.replace(part, path)
+    if best:
+        shutil.copyfile(path, part)
+        os.replace(part, path.with_name("best.pth"))
+
+
+def write_metrics(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write one JSON object per epoch, all of them: a resumed run leaves none twice."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.replace(part, path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's dict, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no ``state_dict``, or anything but tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = (str(error).strip() or "it is empty").splitlines()[0]
+        raise ValueError(f"{path} is not read: {reason}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"{path} is no checkpoint of a classifier: it has no state_dict")
+    return content
+
+
+def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load a whole classifier.
+
+    Raises:
+        ValueError: tensors are missing, left over or of another shape; the message names some.
+    """
+    own = model.state_dict()
+    differing = [
+        name
+        for name in {**own, **state}
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    ]
+    if differing:
+        raise ValueError(
+            f"{source} does not fit: {len(differing)} tensors are missing, left over or of another "
+            f"shape, such as {', '.join(differing[:4])}"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,141 @@
+"""Image classification data: folders and CIFAR by torchvision, augmentation by timm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL.Image import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torchvision import datasets, transforms
+
+from ..preprocessing import Preprocessing
+from .recipes import Recipe
+
+_CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+DATASETS = ("folder", *_CIFAR)
+
+
+def open_datasets(
+    root: str | Path,
+    dataset: str,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    *,
+    download: bool = False,
+) -> tuple[Dataset, Dataset]:
+    """The training and the evaluation images; items are ``(3, H, W)`` tensors and labels.
+
+    Args:
+        root: for ``"folder"``, a folder with ``train/`` and ``val/``, each with one folder of
+            images per class; for CIFAR, the folder that holds torchvision's copy of it.
+        dataset: one of ``DATASETS``.
+        recipe: gives the image size and the augmentation.
+        preprocessing: of the network.
+        download: fetch CIFAR where it is missing.
+
+    Raises:
+        FileNotFoundError: a folder or CIFAR is missing, or a class has no images.
+        ValueError: an unknown data set, or other classes in ``val/`` than in ``train/``.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset is {dataset!r}; allowed are {DATASETS}")
+    augment = build_transform(recipe, preprocessing, training=True)
+    centre = build_transform(recipe, preprocessing, training=False)
+    if dataset == "folder":
+        train = _open_folder(Path(root) / "train", augment)
+        val = _open_folder(Path(root) / "val", centre)
+        if train.classes != val.classes:
+            differing = sorted({*train.classes} ^ {*val.classes})
+            raise ValueError(
+                f"train and val of {root} have not the same classes; in one of them only: "
+                f"{', '.join(differing[:8])}"
+            )
+        return train, val
+    try:
+        train = _CIFAR[dataset](root, True, augment, download=download)
+        val = _CIFAR[dataset](root, False, centre, download=download)
+    except RuntimeError as error:  # torchvision's word for missing and damaged files
+        raise FileNotFoundError(
+            f"{dataset} is not whole in {os.fspath(root)}: name the folder that holds "
+            f"{_CIFAR[dataset].base_folder}, or ask for the download"
+        ) from error
+    return train, val
+
+
+def _open_folder(folder: Path, transform: Callable) -> datasets.ImageFolder:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}; the data's root has train and val, each with one "
+            "folder of images per class"
+        )
+    try:
+        return datasets.ImageFolder(folder, transform)
+    except FileNotFoundError as error:  # names the classes without images
+        raise FileNotFoundError(f"{folder}: {error}") from error
+
+
+def build_transform(
+    recipe: Recipe, preprocessing: Preprocessing, *, training: bool
+) -> Callable[[Image], Tensor]:
+    """From an RGB picture of any size to a normalised ``(3, H, W)`` tensor.
+
+    Evaluation takes the centre crop, of a picture whose shorter side is 8/7 of the image size, as
+    is usual on ImageNet; with ``padded_crop`` of one whose shorter side is the image size.
+
+    Raises:
+        ValueError: a network that does not take RGB.
+    """
+    if preprocessing.channel_order != "RGB":
+        raise ValueError(f"channel_order is {preprocessing.channel_order!r}; allowed is 'RGB'")
+    size = recipe.image_size
+    padded = recipe.augmentation == "padded_crop"
+    transform = create_transform(
+        size,
+        is_training=training and not padded,
+        color_jitter=None,
+        interpolation="bilinear",
+        crop_pct=1.0 if padded else 0.875,
+        mean=tuple(value / 255 for value in preprocessing.mean),
+        std=tuple(value / 255 for value in preprocessing.std),
+    )
+    if not (training and padded):
+        return transform
+    crop = [transforms.RandomCrop(size, padding=4), transforms.RandomHorizontalFlip()]
+    resize, centre, *to_tensor = transform.transforms
+    return transforms.Compose([resize, centre, *crop, *to_tensor])
+
+
+def training_loader(
+    images: Dataset, batch: int, *, seed: int, rank: int = 0, count: int = 1, **options
+) -> DataLoader:
+    """Batches of one process; the order is a function of the seed and the sampler's epoch.
+
+    Args:
+        images: all of them.
+        batch: images per batch of this process; an incomplete last batch is left out.
+        seed: of the order.
+        rank, count: this process among all.
+        options: of torch's ``DataLoader``.
+
+    Raises:
+        ValueError: fewer images than one batch.
+    """
+    if len(images) // count < batch:
+        raise ValueError(
+            f"{len(images)} training images do not fill one batch of {batch * count}; "
+            "allowed are smaller batches"
+        )
+    sampler = DistributedSampler(images, count, rank, seed=seed)
+    return DataLoader(images, batch, sampler=sampler, drop_last=True, **options)
+
+
+def evaluation_loader(
+    images: Dataset, batch: int, *, rank: int = 0, count: int = 1, **options
+) -> DataLoader:
+    """Every ``count``-th image from ``rank`` on: over all processes each image once."""
+    own = Subset(images, range(rank, len(images), count))
+    return DataLoader(own, batch, **options)

@@ -1,0 +1,322 @@
+"""Training and evaluation loops: DDP, mixed precision, moving average, exact resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.utils import ModelEmaV3, accuracy, distribute_bn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .building import (
+    AMP_DTYPES,
+    RunConfig,
+    build_classifier,
+    build_optimizer,
+    build_scheduler,
+)
+from .checkpoint import describe, fill_classifier, read_checkpoint, write_checkpoint, write_metrics
+from .data import evaluation_loader, training_loader
+from .processes import Processes, seed_everything
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager:
+    """The context of a forward pass in mixed precision, or in none."""
+    return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none")
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: DataLoader, processes: Processes, amp: str = "none"
+) -> dict[str, float]:
+    """Cross-entropy, and top-1 and top-5 accuracy in percent, over the images of all processes."""
+    device = processes.device
+    model.eval()
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
+        with autocast(device, amp):
+            logits = model(images)
+        logits = logits.float()
+        means = [F.cross_entropy(logits, labels), *accuracy(logits, labels, topk=(1, 5))]
+        totals += torch.stack([*means, torch.ones_like(means[0])]) * len(labels)
+    *sums, count = processes.sum(totals).tolist()
+    return dict(zip(("val_loss", "top1", "top5"), (value / count for value in sums)))
+
+
+class Evaluation:
+    """A checkpoint's weights on the evaluation images.
+
+    Args:
+        config: model, classes, batch size and type of the run.
+        val_set: images and labels.
+        path: checkpoint; its ``state_dict`` is evaluated.
+        processes: this process among all.
+        workers: processes that load images, per process.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that is no checkpoint, or of another network.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        val_set: Dataset,
+        path: str | Path,
+        processes: Processes,
+        *,
+        workers: int = 0,
+    ):
+        self.config, self.processes = config, processes
+        self.model = build_classifier(config.model, config.num_classes, config.recipe)
+        fill_classifier(self.model, read_checkpoint(path)["state_dict"], path)
+        self.model.to(processes.device)
+        batch = max(1, config.batch_size // processes.count)
+        share = dict(rank=processes.rank, count=processes.count, num_workers=workers)
+        self.loader = evaluation_loader(val_set, batch, **share)
+        self.images = len(val_set)
+
+    def run(self) -> dict[str, float]:
+        """Print and return what :func:`evaluate` finds."""
+        found = evaluate(self.model, self.loader, self.processes, self.config.amp)
+        if self.processes.rank == 0:
+            print(
+                f"top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, loss "
+                f"{found['val_loss']:.4f} on {self.images} images"
+            )
+        return found
+
+
+class Trainer:
+    """One training run, or the rest of one.
+
+    All randomness is seeded at the start of each epoch from the seed, the epoch and the process, so
+    that a run resumed after any epoch equals one that was not stopped (on a CPU bit for bit).
+
+    Args:
+        config: what shapes the run.
+        train_set, val_set: images and labels.
+        output: folder for ``last.pth``, ``best.pth`` and ``metrics.jsonl``.
+        processes: this process among all.
+        workers: processes that load images, per training process.
+        resume: checkpoint to go on from.
+
+    Raises:
+        FileExistsError: there is a run in ``output``, and ``resume`` is None.
+        FileNotFoundError, ValueError: an impossible configuration, or a checkpoint that is not of
+            this run.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        train_set: Dataset,
+        val_set: Dataset,
+        output: str | Path,
+        processes: Processes,
+        *,
+        workers: int = 0,
+        resume: str | Path | None = None,
+    ):
+        self.config, self.recipe, self.processes = config, config.recipe, processes
+        self.output = Path(output)
+        if resume is None and (self.output / "last.pth").exists():
+            raise FileExistsError(
+                f"{self.output} holds a run: resume it, or name another folder for the output"
+            )
+        self._build_loaders(train_set, val_set, workers)
+        self._build_training()
+        self.epoch, self.updates = 0, 0
+        self.history: list[dict[str, Any]] = []
+        if resume is not None:
+            self._resume(resume)
+        self.parallel = self.model
+        if processes.count > 1:
+            self.parallel = DistributedDataParallel(self.model)
+
+    def _build_loaders(self, train_set: Dataset, val_set: Dataset, workers: int) -> None:
+        rank, count = self.processes.rank, self.processes.count
+        batch, rest = divmod(self.config.batch_size, count)
+        if rest or not batch:
+            raise ValueError(
+                f"batch_size is {self.config.batch_size}; allowed are multiples of {count}, the "
+                "number of processes"
+            )
+        if self.recipe.mixup and batch % 2:
+            raise ValueError(f"{batch} images per process; with mixup allowed are even numbers")
+        share = dict(rank=rank, count=count, num_workers=workers)
+        share["pin_memory"] = self.processes.device.type == "cuda"
+        self.train_loader = training_loader(train_set, batch, seed=self.config.seed, **share)
+        self.val_loader = evaluation_loader(val_set, batch, **share)
+
+    def _build_training(self) -> None:
+        config, recipe, device = self.config, self.recipe, self.processes.device
+        if config.amp == "fp16" and device.type == "cpu":
+            raise ValueError("amp is 'fp16'; on a CPU allowed are 'none' and 'bf16'")
+        seed_everything(config.seed)
+        self.model = build_classifier(config.model, config.num_classes, recipe).to(device)
+        self.preprocessing = self.model.variant.preprocessing
+        self.optimizer = build_optimizer(self.model, recipe, config.peak_lr)
+        updates = len(self.train_loader)
+        self.scheduler = build_scheduler(self.optimizer, recipe, config.peak_lr, updates)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.ema = self.mixup = None
+        if recipe.ema_decay is not None:
+            # Its own warm-up: a short run would otherwise average its random start.
+            self.ema = ModelEmaV3(self.model, recipe.ema_decay, use_warmup=True)
+        if recipe.mixup:
+            self.mixup = Mixup(recipe.mixup, label_smoothing=0.0, num_classes=config.num_classes)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train what is left of the run.
+
+        Returns:
+            What ``metrics.jsonl`` holds, one entry per epoch: learning rate at its start, training
+            loss, validation loss, top-1 and top-5 in percent, the last three with ``ema_`` for the
+            moving average, and training images per second over all processes.
+
+        Raises:
+            FloatingPointError: the training loss is not finite; what was saved before stays.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
+            line = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+            start = time.perf_counter()
+            line["loss"] = self._train_epoch(epoch)
+            images = len(self.train_loader) * self.config.batch_size
+            speed = images / (time.perf_counter() - start)
+            self.history.append({**line, **self._evaluate(), "images_per_second": round(speed, 1)})
+            self.epoch = epoch
+            if self.processes.rank == 0:
+                self._save()
+        return self.history
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the training images; their mean loss."""
+        seed_everything(self.config.seed, epoch, self.processes.rank)
+        self.train_loader.sampler.set_epoch(epoch)
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.processes.device)
+        batches = tqdm(
+            self.train_loader,
+            f"epoch {epoch}/{self.recipe.epochs}",
+            disable=None if self.processes.rank == 0 else True,  # None: where nobody watches
+            leave=False,
+        )
+        for images, labels in batches:
+            total += self._update(images, labels)
+        loss = self.processes.sum(total).item() / len(self.train_loader) / self.processes.count
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss} in epoch {epoch}; a lower learning rate may help"
+            )
+        return loss
+
+    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+        device = self.processes.device
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+        with autocast(device, self.config.amp):
+            logits = self.parallel(images)
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.updates += 1
+        self.scheduler.step_update(self.updates)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.updates)
+        return loss.detach()
+
+    def _evaluate(self) -> dict[str, float]:
+        metrics = {}
+        networks = {"": self.model}
+        if self.ema is not None:
+            networks["ema_"] = self.ema.module
+        for prefix, network in networks.items():
+            if self.processes.count > 1:  # their BN statistics are of different images
+                distribute_bn(network, self.processes.count, reduce=True)
+            found = evaluate(network, self.val_loader, self.processes, self.config.amp)
+            metrics.update({prefix + key: value for key, value in found.items()})
+        return metrics
+
+    def _save(self) -> None:
+        line = self.history[-1]
+        averaged = line.get("ema_top1", -1.0) > line["top1"]
+        prefix = "ema_" if averaged else ""
+        ema = None if self.ema is None else self.ema.module.state_dict()
+        config = self.config
+        values = {
+            "model": config.model,
+            "dataset": config.dataset,
+            "num_classes": config.num_classes,
+            "image_size": self.recipe.image_size,
+            "weights": "moving average" if averaged else "network",
+            "top1": f"{line[prefix + 'top1']:.2f}",
+            "top5": f"{line[prefix + 'top5']:.2f}",
+            "epoch": self.epoch,
+        }
+        training = {
+            "model": self.model.state_dict(),
+            "ema": ema,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "updates": self.updates,
+            "history": self.history,
+            "config": config.record(),
+        }
+        content = {
+            "state_dict": ema if averaged else training["model"],
+            "meta": describe(self.preprocessing, values),
+            "training": training,
+        }
+        tops = [max(entry["top1"], entry.get("ema_top1", -1.0)) for entry in self.history]
+        best = tops[-1] > max(tops[:-1], default=-1.0)
+        write_checkpoint(self.output / "last.pth", content, best=best)
+        write_metrics(self.output / "metrics.jsonl", self.history)
+        print(self._summary(line), flush=True)
+
+    def _summary(self, line: dict[str, Any]) -> str:
+        ema = f" (average {line['ema_top1']:.2f})" if self.ema is not None else ""
+        return (
+            f"epoch {self.epoch}/{self.recipe.epochs}: loss {line['loss']:.4f}, "
+            f"top-1 {line['top1']:.2f}{ema}, top-5 {line['top5']:.2f}, "
+            f"{line['images_per_second']:.0f} images/s"
+        )
+
+    def _resume(self, path: str | Path) -> None:
+        """Take up a run where a checkpoint left it.
+
+        Raises:
+            FileNotFoundError, ValueError: see the class.
+        """
+        content = read_checkpoint(path).get("training")
+        if content is None:
+            raise ValueError(f"{path} holds weights only, no run to go on with")
+        here, there = self.config.record(), content["config"]
+        differing = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+        if differing:
+            changes = (f"{k} is {here.get(k)!r}, there {there.get(k)!r}" for k in differing)
+            raise ValueError(f"{path} is of another run: {'; '.join(changes)}")
+        fill_classifier(self.model, content["model"], path)
+        if self.ema is not None:
+            fill_classifier(self.ema.module, content["ema"], path)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.history = content["history"]
+        self.epoch = self.history[-1]["epoch"]
+        self.updates = content["updates"]
+        self.scheduler.step_update(self.updates)

@@ -1,0 +1,128 @@
+"""Weight files from one naming and layout to another, with a record of where they are from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from .registry import create_model
+from .weight_files import (
+    WeightError,
+    WeightFile,
+    file_hash,
+    local_file,
+    read_weight_file,
+    write_weight_file,
+)
+from .weight_names import find_names, namings
+from .weights import fit
+
+# Layout -> what stands before the backbone, before a C4 head's last stage, and before both.
+_LAYOUTS = {
+    "backbone": ("", None, "state_dict"),
+    "d2-fpn": ("backbone.bottom_up.", None, "model"),
+    "d2-c4": ("backbone.", "roi_heads.res5.", "model"),
+    "mmdet": ("backbone.", None, "state_dict"),
+    "mmdet-c4": ("backbone.", "roi_head.shared_head.", "state_dict"),
+}
+LAYOUTS = tuple(_LAYOUTS)
+NAMINGS = ("own", "authors", "torchvision", "timm", "detectron2")
+
+
+def convert_weights(
+    source: str,
+    target: str | Path,
+    model: str,
+    *,
+    names: str = "own",
+    layout: str = "backbone",
+    licence: str | None = None,
+    allow_pickle: bool = False,
+) -> dict[str, str]:
+    """Read a file of any kind that we know, and write it as another.
+
+    Args:
+        source: path or ``https://`` address.
+        target: ``.safetensors``, ``.pth``, ``.pt``, or Detectron2's ``.pkl``.
+        model: one of ``list_models()``.
+        names: one of ``NAMINGS``; a detector takes our own.
+        layout: one of ``LAYOUTS``: a bare backbone, or where a detector of Detectron2 or
+            MMDetection, on FPN or C4, has it. The frameworks' own loaders read these.
+        licence: of the weights; by default what the source's record says.
+        allow_pickle: run whatever a pickle asks for; for trusted files only.
+
+    Returns:
+        The record that was written with the tensors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightError: the source is not read or does not fit the model, or names and layout do not go
+            together.
+    """
+    file = read_weight_file(source, allow_pickle=allow_pickle)
+    network = _network_for(model, file)
+    values = fit(network.state_dict(), network.variant, file).values
+    allowed = namings(values)
+    if names not in allowed:
+        raise WeightError(f"names is {names!r}; {model} can be written as {tuple(allowed)}")
+    if layout not in _LAYOUTS:
+        raise WeightError(f"layout is {layout!r}; allowed are {LAYOUTS}")
+    if layout != "backbone" and names != "own":
+        raise WeightError(f"layout {layout!r} takes our own names, not {names!r}")
+    prefix, head, key = _LAYOUTS[layout]
+    if head is not None and "res5" not in network.stage_names:
+        raise WeightError(f"layout {layout!r} takes a last stage res5, which {model} does not have")
+    if layout == "backbone":
+        tensors = {allowed[names](name): value for name, value in values.items()}
+    else:
+        tensors = _placed(network, values, prefix, head)
+    images = network.variant.preprocessing
+    record = {
+        "model": model,
+        "names": names,
+        "layout": layout,
+        "source": Path(str(source)).name,
+        "source_sha256": file_hash(local_file(source)),
+        "mean": str(images.mean),
+        "std": str(images.std),
+        "channel_order": images.channel_order,
+        "licence": licence or file.record.get("licence", "unknown: ask who made the source"),
+    }
+    if "top1" in file.record:
+        record["top1"] = file.record["top1"]
+    write_weight_file(target, tensors, record, key)
+    return record
+
+
+def _network_for(model: str, file: WeightFile) -> nn.Module:
+    """The model with as many classes as the file has; without a classifier, where it has none."""
+    network = create_model(model)
+    mine = {ours: name for name, ours in find_names(network.state_dict(), file.tensors)[2].items()}
+    weight = next((n for n in ("fc.weight", "classifier.1.weight") if n in mine), None)
+    if weight is None:
+        return create_model(model, features_only=True)
+    return create_model(model, num_classes=len(file.tensors[mine[weight]]))
+
+
+def _placed(
+    network: nn.Module, values: Mapping[str, Tensor], prefix: str, head: str | None
+) -> dict[str, Tensor]:
+    """The tensors where a detector has them; a classifier has no place there."""
+    parts = {
+        f"{name}."
+        for name, module in network.named_modules()
+        for stage in network.feature_modules("res5")
+        if module is stage
+    }
+    tensors = {}
+    for name, value in values.items():
+        if name.startswith(("fc.", "classifier.", "features.18.")):
+            continue
+        if head is not None and name.startswith(tuple(parts)):
+            # AOGNet's stage is the head's module itself, DG-Net's stands inside it.
+            tensors[head + name.removeprefix("res5.")] = value
+        else:
+            tensors[prefix + name] = value
+    return tensors

@@ -1,0 +1,430 @@
+"""timm adapter: importing it registers every model of ``list_models()`` with timm.
+
+::
+
+    import timm, gram_backbones.timm
+
+    timm.create_model("aognet_12m", num_classes=10)
+    timm.create_model("dgnet_r50", features_only=True, out_indices=(1, 2, 3, 4))
+
+Tensors keep the names of the core classes, with ``features_only`` too, so that weights interchange.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+try:
+    import timm  # the library: imports are absolute
+    from timm.layers import create_classifier
+    from timm.models import FeatureInfo, build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models._features import feature_take_indices
+except ImportError as error:
+    raise ImportError(
+        f"gram_backbones.timm needs timm 1.0, which does not import here ({error}): "
+        "pip install 'timm>=1.0'"
+    ) from error
+
+from . import aognet, dgnet
+from .weight_files import WeightFile
+from .weights import fit
+
+__all__ = ["TimmAOGNet", "TimmDGNet"]  # register_model adds the entry functions
+
+# First convolution and classifier's linear layer, by the base network.
+_DGNET_ENDS = {
+    dgnet.RESNET: ("conv1", "fc"),
+    dgnet.REGNET: ("stem.0", "fc"),
+    dgnet.MOBILENET_V2: ("features.0.0", "classifier.1"),
+}
+# τ, λ and the weights of static edges: decay would close edges that are to be learned.
+_WITHOUT_DECAY = (".thresholds", ".scales", ".edge_weights")
+
+
+class TimmInterface:
+    """What timm asks of a model; stands before a core class in a class statement.
+
+    Maps images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, to pooled features
+    ``(B, num_features)`` where ``num_classes`` is 0, or to a list of feature maps where
+    ``features_only`` was given.
+
+    Feature 0 is the stem before its max pooling, where it has one: decoders built on timm expect
+    strides 2, 4, 8, 16, 32. The others are the stages, feature 1 is ``res2``.
+
+    Args:
+        variant: name of a row of the family's ``VARIANTS``.
+        num_classes: outputs of the classifier, 0 for none.
+        in_chans: channels of the image.
+        drop_rate: dropout before the classifier. Default: the network's own, 0.2 for MobileNetV2
+            and 0 for the others.
+        global_pool: timm's pooling types; ``""`` without a classifier leaves the final map.
+        kwargs: of the core class: ``norm``, ``with_cp``, ``frozen_stages``, …
+
+    Attributes:
+        feature_info: timm's record of the feature maps, see above.
+        num_features: channels of the final map, which :meth:`forward_features` returns.
+        head_hidden_size: of the pooled features, which the classifier reads.
+
+    Raises:
+        ValueError: no channels, pooling switched off under a classifier, or an argument that the
+            core class refuses.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float | None = None,
+        global_pool: str = "avg",
+        **kwargs: Any,
+    ):
+        if in_chans < 1:
+            raise ValueError(f"in_chans is {in_chans}; allowed are 1 and more")
+        # The classifier is built in any case: it tells the width of the pooled features.
+        super().__init__(variant, num_classes=num_classes or 1, **kwargs)
+        first_conv, self._classifier = _ends(self.variant)
+        self.in_chans = in_chans
+        if in_chans != 3:
+            _set_in_channels(self.get_submodule(first_conv), in_chans)
+        self.num_features = self.head_hidden_size = self.get_classifier().in_features
+        # MobileNetV2's dropout stands next to its linear layer, which forward_head calls alone.
+        own_rates = [m.p for m in self.modules() if isinstance(m, nn.Dropout)]
+        self.drop_rate = (own_rates or [0.0])[0] if drop_rate is None else drop_rate
+        self._stem_pools = isinstance(self.get_submodule(self._stem_paths()[-1]), nn.MaxPool2d)
+        self.feature_info = self._describe_features()
+        self.out_indices: list[int] | None = None
+        self.global_pool, _ = create_classifier(self.num_features, 0, pool_type=global_pool)
+        if num_classes == 0 or global_pool != "avg":
+            self.reset_classifier(num_classes, global_pool)
+
+    def _describe_features(self) -> list[dict[str, Any]]:
+        stride = self.feature_strides["stem"]
+        stem = self._stem_paths()[-2] if self._stem_pools else self._output_path("stem")
+        rows = [("stem", stride // 2 if self._stem_pools else stride, stem)]
+        rows += [(n, self.feature_strides[n], self._output_path(n)) for n in self.stage_names]
+        return [
+            dict(num_chs=self.feature_channels[name], reduction=reduction, module=module)
+            for name, reduction, module in rows
+        ]
+
+    # The classifier
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer, an identity where ``num_classes`` is 0."""
+        return self.get_submodule(self._classifier)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by one with fresh weights, or by none where ``num_classes`` is 0.
+
+        Raises:
+            ValueError: pooling switched off under a classifier.
+        """
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        if num_classes and not pool_type:
+            raise ValueError(f"global_pool is ''; with num_classes {num_classes} it takes a type")
+        self.global_pool, linear = create_classifier(self.num_features, num_classes, pool_type)
+        if num_classes:
+            nn.init.normal_(linear.weight, std=0.01)
+            nn.init.zeros_(linear.bias)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        parent, _, name = self._classifier.rpartition(".")
+        setattr(self.get_submodule(parent), name, linear.to(next(self.parameters())))
+        self.num_classes = num_classes
+
+    # Forward
+
+    def _run(
+        self, x: Tensor, take: Collection[int], depth: int
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The map after the first ``depth`` stages, and the features in ``take`` by index."""
+        *paths, last = self._stem_paths()
+        for path in paths:
+            x = self.get_submodule(path)(x)
+        maps = {0: x} if 0 in take and self._stem_pools else {}
+        x = self._run_feature("stem", self.get_submodule(last)(x))
+        if 0 in take and not self._stem_pools:
+            maps[0] = x
+        for index, name in enumerate(self.stage_names[:depth], 1):
+            x = self._run_feature(name, x)
+            if index in take:
+                maps[index] = x
+        return x, maps
+
+    def _finish(self, x: Tensor) -> Tensor:
+        for path in self._before_pooling:
+            x = self.get_submodule(path)(x)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The final map ``(B, num_features, H / S, W / S)``, S the stride of the last stage."""
+        return self._finish(self._run(x, (), len(self.stage_names))[0])
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map the final map to logits, or with ``pre_logits`` to what the classifier reads."""
+        x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """See the class: logits, pooled features or feature maps."""
+        if self.out_indices is not None:
+            return self.forward_intermediates(x, self.out_indices, intermediates_only=True)
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps in the order of ``indices``, and the final map before them.
+
+        Args:
+            x: images.
+            indices: of the features, see the class; negative ones count from the end, an integer
+                asks for the last ones, None for all.
+            norm: has no effect; timm passes it.
+            stop_early: leave out the stages beyond the last index.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: return the feature maps alone.
+
+        Raises:
+            ValueError: another ``output_fmt``.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}; allowed is 'NCHW'")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        early = stop_early or intermediates_only
+        x, maps = self._run(x, take, last if early else len(self.stage_names))
+        maps = [maps[index] for index in take]
+        return maps if intermediates_only else (x if early else self._finish(x), maps)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what lies behind the last of these features; returns them, none negative."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        removed, self.stage_names = self.stage_names[last:], self.stage_names[:last]
+        if prune_head or removed:
+            for path in self._before_pooling:
+                _remove(self, path)
+            self._before_pooling = ()
+            self.num_features = self.feature_info[last]["num_chs"]
+            self.reset_classifier(0, "")
+        for name in removed:
+            self._remove_stage(name)
+            del self.feature_channels[name], self.feature_strides[name]
+        self.frozen_stages = min(self.frozen_stages, last)
+        return take
+
+    # Training
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass to save memory."""
+        for module in self.modules():
+            if hasattr(module, "with_cp"):
+                module.with_cp = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone."""
+        return {name for name, _ in self.named_parameters() if name.endswith(_WITHOUT_DECAY)}
+
+
+class TimmAOGNet(TimmInterface, aognet.AOGNet):
+    """AOGNet with timm's interface; arguments: see :class:`TimmInterface`."""
+
+    _before_pooling: tuple[str, ...] = ()
+
+    def _stem_paths(self) -> list[str]:
+        return [f"stem.{name}" for name, _ in self.stem.named_children()]
+
+    def _output_path(self, name: str) -> str:
+        return name
+
+    def _run_feature(self, name: str, x: Tensor) -> Tensor:
+        return x if name == "stem" else self.get_submodule(name)(x)
+
+    def _remove_stage(self, name: str) -> None:
+        delattr(self, name)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters by depth, for timm's layer-wise learning rates."""
+        blocks = [(r"^res(\d+)\.transition", (0,)), (r"^res(\d+)\.blocks\.(\d+)", None)]
+        return dict(stem=r"^stem", blocks=r"^res(\d+)" if coarse else blocks)
+
+
+class TimmDGNet(TimmInterface, dgnet.DGNet):
+    """DG-Net with timm's interface; arguments: see :class:`TimmInterface`."""
+
+    def __init__(self, variant: str, **kwargs: Any):
+        super().__init__(variant, **kwargs)
+        self._before_pooling = self.layout.before_pooling
+
+    def _stem_paths(self) -> list[str]:
+        return list(self.layout.stem)
+
+    def _output_path(self, name: str) -> str:
+        # A stage's graph returns the stage's output.
+        keys = self._stage_keys(name)
+        return f"graphs.{keys[-1]}" if keys else self.layout.stem[-1]
+
+    def _run_feature(self, name: str, x: Tensor) -> Tensor:
+        for key in self._stage_keys(name):
+            x = self.run_stage(key, x, None)
+        return x
+
+    def _remove_stage(self, name: str) -> None:
+        for key in self._stage_keys(name):
+            del self.graphs[key]
+            for path in self.block_names.pop(key):
+                _remove(self, path)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters by depth, for timm's layer-wise learning rates.
+
+        Routers and thresholds go with the last block of their stage, as does a convolution before
+        pooling.
+        """
+        places = []
+        for key, names in self.block_names.items():
+            places += [(n, (int(key),) if coarse else (int(key), i)) for i, n in enumerate(names)]
+            places.append((f"graphs.{key}", places[-1][1]))
+        places += [(path, places[-1][1]) for path in self._before_pooling]
+        return dict(
+            stem=rf"^(?:{'|'.join(map(re.escape, self.layout.stem))})\.",
+            blocks=[(rf"^{re.escape(path)}\.", order) for path, order in places],
+        )
+
+
+def _ends(variant: aognet.AOGNetVariant | dgnet.DGNetVariant) -> tuple[str, str]:
+    """Paths of the first convolution and of the classifier's linear layer."""
+    if isinstance(variant, aognet.AOGNetVariant):
+        return "stem.0.0", "fc"
+    return _DGNET_ENDS[variant.layout]
+
+
+def _set_in_channels(conv: nn.Conv2d, in_chans: int) -> None:
+    """Give a convolution another number of input channels, with fresh weights."""
+    trains = conv.weight.requires_grad
+    weight = conv.weight.new_empty(conv.out_channels, in_chans, *conv.kernel_size)
+    # As all the networks start it: fan-out does not depend on the input channels.
+    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    conv.in_channels = in_chans
+    conv.weight = nn.Parameter(weight, requires_grad=trains)
+
+
+def _remove(root: nn.Module, path: str) -> None:
+    """Delete a module, and the containers that are empty then."""
+    parent, _, name = path.rpartition(".")
+    delattr(root.get_submodule(parent), name)
+    if parent and not any(root.get_submodule(parent).children()):
+        _remove(root, parent)
+
+
+# Registration
+
+
+def _keep_features(model: TimmInterface, out_indices: int | Sequence[int] | None) -> nn.Module:
+    """``features_only``: the model itself, cut behind the last feature.
+
+    timm's own wrappers would put a prefix before the names of the tensors.
+    """
+    model.out_indices = model.prune_intermediate_layers(out_indices)
+    model.feature_info = FeatureInfo(model.feature_info, tuple(model.out_indices))
+    return model
+
+
+def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tensor]:
+    """The model's tensors out of a file that ``pretrained_cfg_overlay=dict(file=…)`` names.
+
+    Raises:
+        WeightError: see :func:`gram_backbones.weights.fit`; timm alone would start a model without
+            a classifier, or with one of another size, at random where names do not match.
+    """
+    own, cfg = model.state_dict(), model.pretrained_cfg
+    # timm converts the first convolution to another number of channels afterwards.
+    name = f"{cfg['first_conv']}.weight"
+    channels, (out, _, *kernel) = cfg["input_size"][0], own[name].shape
+    own[name] = own[name].new_empty(out, channels, *kernel)
+    found = fit(own, model.variant, WeightFile("the file of pretrained weights", state))
+    return {**{kept: own[kept] for kept in found.kept}, **found.values}
+
+
+def _create(cls: type, name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    if kwargs.get("features_only"):
+        kwargs["num_classes"] = 0
+        if cls is TimmAOGNet:  # the core's default for feature maps
+            kwargs.setdefault("dropout", 0.0)
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    model = build_model_with_cfg(
+        partial(cls, name),
+        name,
+        pretrained,
+        pretrained_filter_fn=_fitted,
+        feature_cfg=dict(feature_cls=_keep_features, out_indices=None),  # all unless asked
+        **kwargs,
+    )
+    return model.to(device=device, dtype=dtype)
+
+
+def _default_cfg(variant: aognet.AOGNetVariant | dgnet.DGNetVariant, paper: str) -> dict[str, Any]:
+    first_conv, classifier = _ends(variant)
+    small = getattr(variant, "stem", None) == "cifar"
+    return dict(
+        input_size=(3, 32, 32) if small else (3, 224, 224),
+        pool_size=(8, 8) if small else (7, 7),
+        crop_pct=1.0 if small else 0.875,
+        interpolation="bilinear",
+        mean=tuple(round(value / 255, 6) for value in variant.preprocessing.mean),
+        std=tuple(round(value / 255, 6) for value in variant.preprocessing.std),
+        num_classes=1000,
+        first_conv=first_conv,
+        classifier=classifier,
+        license="apache-2.0",
+        paper_name=paper,
+    )
+
+
+def _register(name: str, cls: type) -> None:
+    """Make ``name`` an entry function of this module and register it."""
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(cls, name, pretrained, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"The model ``{name}``; arguments: see :class:`TimmInterface`."
+    globals()[name] = entry
+    with warnings.catch_warnings():
+        if timm.models.is_model_in_modules(name, __name__.rpartition(".")[2]):  # a reload
+            warnings.filterwarnings("ignore", message=f"Overwriting {name} in registry")
+        register_model(entry)
+
+
+_AOGNET_PAPER = "AOGNets: Compositional Grammatical Architectures for Deep Learning"
+_DGNET_PAPER = "Dynamic Graph: Learning Instance-aware Connectivity for Neural Networks"
+_FAMILIES = ((aognet, TimmAOGNet, _AOGNET_PAPER), (dgnet, TimmDGNet, _DGNET_PAPER))
+# register_model reads it by this name.
+default_cfgs = generate_default_cfgs(
+    {
+        name: _default_cfg(variant, paper)
+        for family, _, paper in _FAMILIES
+        for name, variant in family.VARIANTS.items()
+    }
+)
+for _family, _class, _ in _FAMILIES:
+    for _name in _family.VARIANTS:
+        _register(_name, _class)

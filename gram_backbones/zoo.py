@@ -1,0 +1,132 @@
+"""Weights as records: where a file is from, what it fits, what images it expects.
+
+The files of AOGNet's authors are for research only. They are named here with their licence and not
+hosted: get them from the authors, and give their path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from torchvision import models
+from torchvision.models import WeightsEnum
+
+from .aognet import VARIANTS as AOGNET_VARIANTS
+from .dgnet import VARIANTS as DGNET_VARIANTS
+from .preprocessing import Preprocessing
+from .weight_files import WeightError
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """A published weight file.
+
+    Attributes:
+        name: ``<model>.<tag>``; the tags are timm's where it has the same file.
+        model: which of our models it fits.
+        url: ``https://`` address with the file's hash; None where the file is not published at one.
+        sha256: the hash, or its beginning.
+        preprocessing: of the images that the network was trained on.
+        top1: ImageNet top-1 in percent, as published, of the network that the file is of.
+        origin: who trained it.
+        licence: under which it is published.
+        of_base: it is of a DG-Net's base network: routers keep their start.
+    """
+
+    name: str
+    model: str
+    url: str | None
+    sha256: str | None
+    preprocessing: Preprocessing
+    top1: float
+    origin: str
+    licence: str
+    of_base: bool = False
+
+
+_TORCHVISION: dict[str, type[WeightsEnum]] = {
+    "dgnet_r18": models.ResNet18_Weights,
+    "dgnet_r34": models.ResNet34_Weights,
+    "dgnet_r50": models.ResNet50_Weights,
+    "dgnet_r101": models.ResNet101_Weights,
+    "dgnet_x50": models.ResNeXt50_32X4D_Weights,
+    "dgnet_mobilenet_v2": models.MobileNet_V2_Weights,
+    "dgnet_regnetx_1600m": models.RegNet_X_1_6GF_Weights,
+}
+_TAGS = {"IMAGENET1K_V1": "tv_in1k", "IMAGENET1K_V2": "tv2_in1k"}
+_AUTHORS_TOP1 = {"aognet_12m_released": 77.78, "aognet_40m_released": 80.16}
+
+
+def _torchvision_record(model: str, weights: WeightsEnum) -> WeightRecord:
+    return WeightRecord(
+        name=f"{model}.{_TAGS[weights.name]}",
+        model=model,
+        url=weights.url,
+        sha256=weights.url.rsplit("-", 1)[1].split(".")[0],
+        preprocessing=DGNET_VARIANTS[model].preprocessing,
+        top1=weights.meta["_metrics"]["ImageNet-1K"]["acc@1"],
+        origin="torchvision",
+        licence="BSD-3-Clause; see torchvision on the terms of ImageNet",
+        of_base=True,
+    )
+
+
+def _records() -> dict[str, WeightRecord]:
+    records = [
+        WeightRecord(
+            name=f"{model}.authors",
+            model=model,
+            url=None,
+            sha256=None,
+            preprocessing=AOGNET_VARIANTS[model].preprocessing,
+            top1=top1,
+            origin="the authors of AOGNet (CVPR 2019)",
+            licence="research only",
+        )
+        for model, top1 in _AUTHORS_TOP1.items()
+    ]
+    records += [
+        _torchvision_record(model, weights)
+        for model, kind in _TORCHVISION.items()
+        for weights in kind
+    ]
+    return {record.name: record for record in records}
+
+
+WEIGHTS = _records()
+
+
+def list_weights(pattern: str = "*") -> list[str]:
+    """Names of all weight records that match a shell pattern, sorted."""
+    return sorted(name for name in WEIGHTS if fnmatch(name, pattern))
+
+
+def get_weights(name: str) -> WeightRecord:
+    """A record by its name.
+
+    Raises:
+        WeightError: unknown name.
+    """
+    if name not in WEIGHTS:
+        raise WeightError(f"there are no weights named {name!r}; known are {list_weights()}")
+    return WEIGHTS[name]
+
+
+def weight_source(model: str, weights: str) -> str:
+    """The path or address behind a record's name or its tag; anything else is one already.
+
+    Raises:
+        WeightError: the record is of another model, or its file is not published at an address.
+    """
+    record = WEIGHTS.get(weights) or WEIGHTS.get(f"{model}.{weights}")
+    if record is None:
+        return weights
+    if record.model != model:
+        raise WeightError(f"{record.name} is of {record.model}, not of {model}")
+    if record.url is None:
+        raise WeightError(
+            f"{record.name} is not hosted (licence: {record.licence}); get the file from "
+            f"{record.origin}, and give its path"
+        )
+    return record.url

@@ -1,0 +1,458 @@
+"""Training classifiers: loops, resume, processes, files, and the command line."""
+
+import importlib.util
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+pytest.importorskip("timm", reason="timm is not installed")
+
+from gram_backbones import AOGNet, create_model, registry
+from gram_backbones.aognet import AOGNetVariant
+from gram_backbones.classification import engine
+from gram_backbones.classification.building import (
+    RunConfig,
+)
+from gram_backbones.classification.checkpoint import read_checkpoint
+from gram_backbones.classification.data import (
+    open_datasets,
+)
+from gram_backbones.classification.engine import Evaluation, Trainer
+from gram_backbones.classification.processes import Processes
+from gram_backbones.classification.recipes import RECIPES, find_recipe
+from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
+from gram_backbones.weights import load_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOL = ROOT / "tools/train_classifier.py"
+CPU = Processes(0, 1, torch.device("cpu"))
+TINY = AOGNetVariant(
+    (2, 2, 2),
+    (1, 1, 1),
+    (8, 16, 24, 32),
+    ("keep_first", "keep_last", "keep_first"),
+    stem="cifar",
+    preprocessing=CIFAR_RGB,
+)
+SHAPES = ("bar", "box", "disc", "ring")
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    """A network of CIFAR's kind that learns in seconds, as ``aognet_tiny``."""
+    registry.list_models()  # registers the families
+    monkeypatch.setitem(
+        registry._BUILDERS, "aognet_tiny", lambda _, **kwargs: AOGNet(TINY, **kwargs)
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small convolutions: more threads only wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw(shape, rng):
+    """A picture of 32 pixels with one bright shape on a dark ground."""
+    image = Image.new("RGB", (32, 32), tuple(rng.randrange(100) for _ in range(3)))
+    pen, colour = ImageDraw.Draw(image), tuple(rng.randrange(150, 256) for _ in range(3))
+    r, x, y = rng.uniform(7, 11), rng.uniform(12, 20), rng.uniform(12, 20)
+    if shape == "bar":
+        pen.rectangle((x - r, y - 2, x + r, y + 2), colour)
+    elif shape == "box":
+        pen.rectangle((x - r, y - r, x + r, y + r), colour)
+    elif shape == "disc":
+        pen.ellipse((x - r, y - r, x + r, y + r), colour)
+    else:
+        pen.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=2)
+    return image
+
+
+def make_folder(root, train, val):
+    """A folder of drawn shapes, ``train`` and ``val`` pictures of each."""
+    rng = random.Random(0)
+    for split, count in (("train", train), ("val", val)):
+        for shape in SHAPES:
+            folder = root / split / shape
+            folder.mkdir(parents=True)
+            for i in range(count):
+                draw(shape, rng).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("shapes"), 48, 16)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("few"), 4, 3)
+
+
+def tiny_recipe(**changes):
+    recipe = replace(RECIPES["aognet_cifar"], image_size=16, epochs=2, warmup_epochs=0.5)
+    return replace(recipe, **changes)
+
+
+def trainer(root, output, recipe, *, batch=8, lr=0.1, resume=None, **changes):
+    train, val = open_datasets(root, "folder", recipe, CIFAR_RGB)
+    config = RunConfig("aognet_tiny", "folder", recipe, 4, batch, lr=lr, **changes)
+    return Trainer(config, train, val, output, CPU, resume=resume)
+
+
+def test_a_small_network_learns_shapes_and_the_files_say_so(shapes, tmp_path):
+    recipe = tiny_recipe(epochs=4, dropout=0.0, ema_decay=0.9)
+    history = trainer(shapes, tmp_path, recipe).run()
+    assert history[-1]["top1"] > 60  # chance is 25
+    assert history[-1]["loss"] < 0.75 * history[0]["loss"]
+    assert history[-1]["top5"] == 100  # of four classes
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history and [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    last, best = (torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("last", "best"))
+    tops = [max(line["top1"], line["ema_top1"]) for line in history]
+    assert float(last["meta"]["top1"]) == pytest.approx(tops[-1], abs=0.006)
+    assert float(best["meta"]["top1"]) == pytest.approx(max(tops), abs=0.006)
+    assert int(best["meta"]["epoch"]) == tops.index(max(tops)) + 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth", "metrics.jsonl"]
+
+
+def test_the_meta_of_a_checkpoint_is_plain_strings(few, tmp_path):
+    trainer(few, tmp_path, tiny_recipe(epochs=1, warmup_epochs=0)).run()
+    meta = torch.load(tmp_path / "last.pth", weights_only=True)["meta"]
+    assert all(type(key) is type(value) is str for key, value in meta.items())
+    wanted = dict(
+        model="aognet_tiny",
+        dataset="folder",
+        num_classes="4",
+        image_size="16",
+        epoch="1",
+        mean="(125.307, 122.95, 113.865)",
+        std="(62.993, 62.089, 66.705)",
+        channel_order="RGB",
+        source="tools/train_classifier.py",
+    )
+    assert {key: meta[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("better", ("network", "moving average"))
+def test_the_better_of_network_and_average_is_what_a_detector_gets(
+    better, few, tmp_path, monkeypatch
+):
+    run = trainer(few, tmp_path, tiny_recipe(epochs=1, warmup_epochs=0))
+    good = run.model if better == "network" else run.ema.module
+
+    def fake(model, *_):
+        return dict(val_loss=1.0, top1=90.0 if model is good else 10.0, top5=100.0)
+
+    monkeypatch.setattr(engine, "evaluate", fake)
+    run.run()
+    content = read_checkpoint(tmp_path / "last.pth")
+    assert (content["meta"]["weights"], content["meta"]["top1"]) == (better, "90.00")
+    for name, value in good.state_dict().items():
+        assert torch.equal(content["state_dict"][name], value)
+    other = content["training"]["ema" if better == "network" else "model"]
+    assert any(not torch.equal(content["state_dict"][n], v) for n, v in other.items())
+
+
+def watch_losses(monkeypatch):
+    """The targets and the label smoothing of every training loss from here on."""
+    seen, loss = [], torch.nn.functional.cross_entropy
+
+    def watch(logits, labels, **options):
+        if options:  # evaluation has none
+            seen.append((labels.clone(), options["label_smoothing"]))
+        return loss(logits, labels, **options)
+
+    monkeypatch.setattr(engine.F, "cross_entropy", watch)
+    return seen
+
+
+def test_mixup_and_label_smoothing_reach_the_loss(few, tmp_path, monkeypatch):
+    seen = watch_losses(monkeypatch)
+    recipe = tiny_recipe(epochs=1, warmup_epochs=0, mixup=0.2, label_smoothing=0.1)
+    trainer(few, tmp_path, recipe).run()
+    targets = torch.cat([labels for labels, _ in seen])
+    assert targets.shape == (16, 4) and {smoothing for _, smoothing in seen} == {0.1}
+    assert torch.allclose(targets.sum(1), torch.ones(16))
+    assert ((targets > 0.001) & (targets < 0.999)).any()
+
+
+def test_every_epoch_has_an_order_of_its_own(few, tmp_path, monkeypatch):
+    seen = watch_losses(monkeypatch)
+    trainer(few, tmp_path, tiny_recipe(), batch=16).run()
+    (first, _), (second, _) = seen
+    assert not torch.equal(first, second)
+    assert torch.equal(first.bincount(), second.bincount())
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_resumed_run_equals_one_that_was_not_stopped(few, tmp_path, monkeypatch):
+    """With all that is random: order, crops, dropout, mixup; stopped in the middle of an epoch."""
+    recipe = tiny_recipe(epochs=3, mixup=0.2, label_smoothing=0.1, dropout=0.3)
+    recipe = replace(recipe, augmentation="resized_crop")  # timm's crops take python's random
+    trainer(few, tmp_path / "whole", recipe).run()
+    run = trainer(few, tmp_path / "parts", recipe)
+    update = Trainer._update
+
+    def stop(self, *batch):
+        if self.updates == 3:
+            raise Stopped
+        return update(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", stop)
+        with pytest.raises(Stopped):
+            run.run()
+    assert read_checkpoint(tmp_path / "parts/last.pth")["training"]["updates"] == 2
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    trainer(few, tmp_path / "parts", recipe, resume=tmp_path / "parts/last.pth").run()
+    trainer(few, tmp_path / "other", recipe, seed=1).run()
+    whole, parts, other = (
+        read_checkpoint(tmp_path / n / "last.pth") for n in ("whole", "parts", "other")
+    )
+    assert same(parts, whole)
+    assert not same(other, whole)
+    lines = (tmp_path / "parts/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def same(a, b):
+    """Whether two checkpoints have equal values, the speed of training and the seed aside."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        aside = {"images_per_second", "seed"}
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a.keys() - aside)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_a_run_is_continued_only_as_what_it_was(few, tmp_path):
+    recipe = tiny_recipe(epochs=1, warmup_epochs=0)
+    trainer(few, tmp_path, recipe).run()
+    last = tmp_path / "last.pth"
+    with pytest.raises(FileExistsError, match="holds a run"):
+        trainer(few, tmp_path, recipe)
+    with pytest.raises(ValueError, match="another run: lr is 0.2, there 0.1; epochs is 2, there 1"):
+        trainer(few, tmp_path, replace(recipe, epochs=2), lr=0.2, resume=last)
+    assert trainer(few, tmp_path, recipe, resume=last).run()[-1]["epoch"] == 1  # nothing is left
+    content = read_checkpoint(last)
+    torch.save({"state_dict": content["state_dict"]}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="weights only, no run"):
+        trainer(few, tmp_path, recipe, resume=tmp_path / "weights.pth")
+    (tmp_path / "broken.pth").write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="broken.pth is not read"):
+        trainer(few, tmp_path, recipe, resume=tmp_path / "broken.pth")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*none.pth"):
+        trainer(few, tmp_path, recipe, resume=tmp_path / "none.pth")
+
+
+def test_evaluation_refuses_another_network_s_weights(few, tmp_path):
+    recipe = tiny_recipe()
+    state = create_model("aognet_tiny", num_classes=5).state_dict()
+    torch.save({"state_dict": state}, tmp_path / "five.pth")
+    config = RunConfig("aognet_tiny", "folder", recipe, 4, 8)
+    val = open_datasets(few, "folder", recipe, CIFAR_RGB)[1]
+    with pytest.raises(ValueError, match="five.pth does not fit: 2 tensors.*fc.weight, fc.bias"):
+        Evaluation(config, val, tmp_path / "five.pth", CPU)
+    torch.save({"state_dict": {**state}}, tmp_path / "fits.pth")
+    found = Evaluation(replace(config, num_classes=5), val, tmp_path / "fits.pth", CPU).run()
+    assert found["top5"] == 100 and found["val_loss"] == pytest.approx(math.log(5), rel=0.1)
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(few, tmp_path):
+    recipe = tiny_recipe(epochs=1, warmup_epochs=0, dropout=0.0)
+    kinds = set()
+    losses = {}
+    for amp in ("none", "bf16"):
+        run = trainer(few, tmp_path / amp, recipe, amp=amp, lr=0.01)
+        run.model.res2.register_forward_hook(lambda _m, _i, out: kinds.add(out.dtype))
+        losses[amp] = run.run()[-1]["loss"]
+        assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    assert kinds == {torch.float32, torch.bfloat16}
+    assert losses["bf16"] == pytest.approx(losses["none"], rel=0.02)
+    assert losses["bf16"] != losses["none"]
+
+
+def test_a_run_that_diverges_stops_and_keeps_what_was_saved(few, tmp_path, monkeypatch):
+    run = trainer(few, tmp_path, tiny_recipe())
+    update = run._update
+
+    def poisoned(images, labels):
+        return update(images * (float("nan") if run.epoch else 1), labels)
+
+    monkeypatch.setattr(run, "_update", poisoned)
+    with pytest.raises(FloatingPointError, match="training loss is nan in epoch 2"):
+        run.run()
+    state = read_checkpoint(tmp_path / "last.pth")["training"]
+    assert state["history"][-1]["epoch"] == 1
+    assert all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        (dict(amp="fp16"), "amp is 'fp16'; on a CPU allowed are"),
+        (dict(amp="fp8"), "amp is 'fp8'; allowed are.*bf16"),
+        (dict(lr=-1.0), "lr is -1.0"),
+        (dict(seed=-1), "seed is -1; allowed are 0 and more"),
+        (dict(batch=0), "batch_size is 0; allowed are 1 and more"),
+        (dict(batch=17), "16 training images do not fill one batch of 17"),
+        (dict(batch=3, recipe=tiny_recipe(mixup=0.2)), "with mixup allowed are even numbers"),
+    ),
+)
+def test_an_impossible_run_is_refused(change, message, few, tmp_path):
+    recipe = change.pop("recipe", tiny_recipe())
+    with pytest.raises(ValueError, match=message):
+        trainer(few, tmp_path, recipe, **change)
+
+
+def test_the_batch_must_divide_among_the_processes(few, tmp_path):
+    recipe = tiny_recipe()
+    sets = open_datasets(few, "folder", recipe, CIFAR_RGB)
+    config = RunConfig("aognet_tiny", "folder", recipe, 4, 8)
+    with pytest.raises(ValueError, match="batch_size is 8; allowed are multiples of 3"):
+        Trainer(config, *sets, tmp_path, Processes(0, 3, torch.device("cpu")))
+
+
+# Command line
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("train_classifier", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(tool, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["train_classifier.py", *map(str, arguments)])
+    tool.main()
+
+
+def refused(tool, monkeypatch, *arguments):
+    """The one sentence that the tool stops with; python exits with 1 for a text."""
+    with pytest.raises(SystemExit) as stopped:
+        call(tool, monkeypatch, *arguments)
+    assert isinstance(stopped.value.code, str) and "\n" not in stopped.value.code
+    return stopped.value.code
+
+
+def test_refused_command_lines(tool, monkeypatch, few, tmp_path):
+    out = ("--output", tmp_path / "out", "--workers", 0)
+    data = ("--data", few, *out)
+    said = refused(tool, monkeypatch, "--model", "resnet50", *data)
+    assert "no model named 'resnet50'" in said and "aognet_12m" in said
+    said = refused(tool, monkeypatch, "--model", "aognet_4m", "--recipe", "fast", *data)
+    assert "no recipe named 'fast'" in said and "aognet_imagenet" in said
+    said = refused(tool, monkeypatch, "--model", "aognet_4m", *data)
+    assert "16 training images do not fill one batch of 1024" in said
+    said = refused(tool, monkeypatch, "--model", "aognet_4m", "--epochs", 0, *data)
+    assert "epochs is 0" in said
+    nowhere = tmp_path / "nowhere"
+    said = refused(tool, monkeypatch, "--model", "aognet_4m", "--data", nowhere, *out)
+    assert f"there is no folder {nowhere / 'train'}" in said
+    cifar = ("--model", "aognet_cifar_full", "--dataset", "cifar10", "--data", nowhere)
+    assert "cifar-10-batches-py" in refused(tool, monkeypatch, *cifar, *out)
+    said = refused(tool, monkeypatch, "--model", "aognet_tiny", "--eval-only", *data)
+    assert f"there is no checkpoint {tmp_path / 'out/last.pth'}" in said
+    assert not (tmp_path / "out").exists() and not nowhere.exists()
+
+
+def test_folders_that_are_not_whole_are_refused(tool, monkeypatch, few, tmp_path):
+    root = shutil.copytree(few, tmp_path / "data")
+    arguments = ("--model", "aognet_tiny", "--data", root, "--output", tmp_path / "out")
+    (root / "val/extra").mkdir()
+    said = refused(tool, monkeypatch, *arguments)
+    assert f"{root / 'val'}" in said and "extra" in said  # a class without images
+    shutil.copy(root / "val/box/0.png", root / "val/extra")
+    assert "in one of them only: extra" in refused(tool, monkeypatch, *arguments)
+    shutil.rmtree(root / "val")
+    assert f"there is no folder {root / 'val'}" in refused(tool, monkeypatch, *arguments)
+
+
+def test_the_tool_runs_by_its_defaults_and_resumes(tool, monkeypatch, few, tmp_path, capsys):
+    """The recipe's 300 epochs apart: overrides reach the run, and a second call goes on."""
+    arguments = ("--model", "aognet_tiny", "--recipe", "aognet_cifar", "--data", few)
+    arguments += ("--batch-size", 8, "--img-size", 16, "--workers", 0, "--seed", 3, "--no-ema")
+    arguments += ("--output", tmp_path / "out", "--epochs", 2, "--amp", "bf16")
+    call(tool, monkeypatch, *arguments)
+    content = read_checkpoint(tmp_path / "out/last.pth")
+    config = content["training"]["config"]
+    wanted = dict(epochs=2, batch_size=8, image_size=16, seed=3, amp="bf16", ema_decay=None)
+    assert {key: config[key] for key in wanted} == wanted
+    assert config["lr"] == pytest.approx(0.1 * 8 / 128)
+    assert content["training"]["ema"] is None
+    assert "holds a run" in refused(tool, monkeypatch, *arguments)
+    call(tool, monkeypatch, *arguments, "--resume")
+    capsys.readouterr()
+    call(tool, monkeypatch, *arguments, "--eval-only")
+    assert f"top-1 {content['meta']['top1']}, top-5 100.00" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def fewest(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("fewest"), 2, 1)
+
+
+def run_tool(*arguments, launcher=()):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", *map(str, launcher), str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_an_imagenet_backbone_s_last_checkpoint_fills_a_detector_s(fewest, tmp_path):
+    done = run_tool(
+        *("--model", "aognet_4m", "--data", fewest, "--img-size", 64, "--epochs", 1),
+        *("--batch-size", 4, "--workers", 0, "--output", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1: loss" in done.stdout
+    state = read_checkpoint(tmp_path / "last.pth")["state_dict"]
+    backbone = AOGNet("aognet_4m")
+    load_weights(backbone, tmp_path / "last.pth")
+    own = backbone.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in own.items())
+    assert state.keys() - own.keys() == {"fc.weight", "fc.bias"}
+
+
+def test_two_processes_share_the_work(few, tmp_path):
+    arguments = ("--model", "dgnet_r18", "--data", few, "--img-size", 32, "--batch-size", 8)
+    arguments += ("--workers", 0, "--output", tmp_path)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    done = run_tool(*arguments, "--epochs", 2, launcher=torchrun)
+    assert done.returncode == 0, done.stderr
+    content = read_checkpoint(tmp_path / "last.pth")
+    assert content["training"]["updates"] == 4  # 2 epochs, 16 images, 2 × 4 at a time
+    assert done.stdout.count("epoch 2/2") == 1  # one of them writes
+    # One process finds what two found together: no image was counted twice, statistics are shared.
+    recipe = find_recipe("dgnet_r18", "folder").with_changes(image_size=32)
+    val = open_datasets(few, "folder", recipe, IMAGENET_RGB)[1]
+    config = RunConfig("dgnet_r18", "folder", recipe, 4, 5)
+    found = Evaluation(config, val, tmp_path / "last.pth", CPU).run()
+    line = content["training"]["history"][-1]
+    prefix = "ema_" if content["meta"]["weights"] == "moving average" else ""
+    for key, value in found.items():
+        assert line[prefix + key] == pytest.approx(value, rel=1e-4)
+
+
+def test_the_exit_code_of_a_refusal_is_one():
+    done = run_tool("--model", "aognet_5m", "--data", "nowhere")
+    assert done.returncode == 1
+    assert done.stderr.startswith("train_classifier.py: there is no model named 'aognet_5m'")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,446 @@
+"""Weight files: what is read, what is refused, what a network is filled with."""
+
+import copy
+import email.message
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import urllib.request
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+timm = pytest.importorskip("timm", reason="timm is not installed")
+
+from gram_backbones import AOGNet, DGNet, create_model, list_models, list_weights, load_weights
+from gram_backbones.aognet import AOGNetVariant, AOGStage
+from gram_backbones.convert import LAYOUTS, convert_weights
+from gram_backbones.dgnet import DGStage
+from gram_backbones.weight_files import (
+    WeightError,
+    WeightFile,
+    file_hash,
+    read_weight_file,
+    write_weight_file,
+)
+from gram_backbones.weight_names import authors, find_names, namings
+from gram_backbones.weights import fitting_models
+from gram_backbones.zoo import WEIGHTS
+
+from .fuzz_weights import fuzz
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = AOGNetVariant((2, 4, 4, 2), (1, 1, 2, 1), (8, 16, 24, 32, 48))
+
+
+def settled(model):
+    """Norms away from their start, so that a tensor in the wrong place shows."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.2, 0.6)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def second_names(name):
+    """The second release's names; its spec leaves what stands for ``*`` and the norm open."""
+    parts = name.split(".")
+    conv = {"0": "conv", "1": "bn"}
+    if parts[0] == "stem":
+        return f"stem.conv1.{parts[1]}.{conv[parts[2]]}.{parts[3]}"
+    if parts[0] == "fc":
+        return name
+    stage = int(parts[0][3:]) - 1
+    if parts[1] == "transition":
+        return f"layer{stage}.0.transition.0.{conv[parts[3]]}.{parts[4]}"
+    block = int(parts[2])
+    if parts[3] == "norm":
+        return f"layer{stage}.{block}.bn_out.{parts[4]}"
+    op, which = parts[5], parts[6]
+    leaf = f"downsample.{conv[which]}" if op == "shortcut" else f"{conv[which]}{op[-1]}"
+    node = f"stage_{stage}_block_{block + 1}_node_{parts[4]}_op"
+    return f"layer{stage}.{block}.{node}.{leaf}.{parts[7]}"
+
+
+# Namings and prefixes
+
+
+@pytest.mark.parametrize("prefix", ("", "module.", "network.", "module.network."))
+@pytest.mark.parametrize("rename", (authors, second_names), ids=("first", "second"))
+def test_both_namings_of_the_authors_fill_aognet(rename, prefix):
+    source = settled(create_model("aognet_12m_released"))
+    tensors = {prefix + rename(name): value for name, value in source.state_dict().items()}
+    assert len(tensors) == 1927
+    network = AOGNet("aognet_12m_released")
+    found = load_weights(network, WeightFile("file.pth", tensors))
+    assert found.lines()[0] == "loaded 1925 of 1925 tensors from file.pth"
+    assert found.ignored == (f"{prefix}fc.weight", f"{prefix}fc.bias")
+    own = source.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+
+
+def foreign_networks():
+    """Networks of other libraries, our model of each, and how their features are taken."""
+    return {
+        "torchvision resnet50": ("dgnet_r50", models.resnet50),
+        "torchvision resnext50": ("dgnet_x50", models.resnext50_32x4d),
+        "timm mobilenetv2": ("dgnet_mobilenet_v2", lambda: timm.create_model("mobilenetv2_100")),
+        "timm regnetx": ("dgnet_regnetx_600m", lambda: timm.create_model("regnetx_006")),
+        "timm regnety": ("dgnet_regnety_600m", lambda: timm.create_model("regnety_006")),
+        "torchvision regnetx": ("dgnet_regnetx_1600m", models.regnet_x_1_6gf),
+    }
+
+
+@pytest.mark.parametrize("case", foreign_networks())
+def test_weights_of_other_libraries_give_their_networks_logits(case):
+    """With the chain alone a DG-Net is its base network: names, order and places are all right."""
+    model, build = foreign_networks()[case]
+    source = settled(build())
+    network = create_model(model, edges="chain")
+    found = load_weights(network, WeightFile(case, source.state_dict()))
+    assert not found.kept and not found.ignored
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = source(x)
+        torch.testing.assert_close(network.eval()(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_naming_is_found_again(name):
+    with torch.device("meta"):
+        state = create_model(name).state_dict()
+    for naming, rename in namings(state).items():
+        names = {f"module.{rename(mine)}": mine for mine in state}
+        assert len(names) == len(state), naming
+        assert find_names(state, names)[1:] == ("module.", names), naming
+
+
+@pytest.mark.parametrize("layout", ("bare", "mmdet", "detectron2"))
+@pytest.mark.parametrize("family", ("aognet", "dgnet"))
+def test_a_c4_detector_s_file_fills_network_and_stage(family, layout):
+    source = settled(AOGNet(TINY) if family == "aognet" else DGNet("dgnet_r18"))
+    last = ("res5.", "layer4.", "graphs.3.")
+    head = {"mmdet": "roi_head.shared_head.", "detectron2": "roi_heads.res5.", "bare": ""}[layout]
+    tensors = {}
+    for name, value in source.state_dict().items():
+        if layout == "bare":
+            tensors[name] = value
+        elif name.startswith(last):
+            tensors[head + name.removeprefix("res5.")] = value
+        else:
+            tensors[f"backbone.{name}"] = value
+    file = WeightFile("file", tensors | ({"rpn.weight": torch.zeros(1)} if head else {}))
+    whole = AOGNet(TINY) if family == "aognet" else DGNet("dgnet_r18")
+    stage = AOGStage(TINY, 3) if family == "aognet" else DGStage("dgnet_r18")
+    own = source.state_dict()
+    assert load_weights(whole, file).others == (("rpn.weight",) if head else ())
+    load_weights(stage, file)
+    assert all(torch.equal(v, own[n]) for n, v in whole.state_dict().items())
+    for name, value in stage.state_dict().items():
+        assert torch.equal(value, own[name if name in own else f"res5.{name}"])
+
+
+def test_learned_scales_keep_their_start():
+    network = AOGNet(TINY, learn_scales=True)
+    found = load_weights(network, WeightFile("f", AOGNet(TINY).state_dict()))
+    assert found.kept and all(name.endswith(".scales") for name in found.kept)
+
+
+def test_a_classifier_for_other_classes_keeps_its_start():
+    source = AOGNet(TINY, num_classes=7)
+    network = AOGNet(TINY, num_classes=3)
+    fresh = copy.deepcopy(network.fc.state_dict())
+    found = load_weights(network, WeightFile("f", source.state_dict()))
+    assert set(found.ignored) == {"fc.weight", "fc.bias"}
+    assert torch.equal(network.fc.weight, fresh["weight"])
+    assert torch.equal(network.stem[0][0].weight, source.stem[0][0].weight)
+
+
+# Refused, and nothing changed
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.mkdir, ("hostile_was_here",))
+
+
+def damage(kind, folder):
+    """A bad file and what its refusal says."""
+    state = settled(AOGNet(TINY)).state_dict()
+    file = folder / "bad.pth"
+    name = "res4.blocks.1.ops.0.conv1.0.weight"
+    says = name
+    if kind == "missing":
+        del state[name]
+    elif kind == "shape":
+        state[name] = state[name][:1]
+    elif kind == "left over":
+        state["res4.blocks.7.norm.weight"] = torch.zeros(3)
+        says = "left over: res4.blocks.7.norm.weight"
+    elif kind == "nan":
+        state[name][0, 0] = float("nan")
+        says = f"not finite: {name}"
+    elif kind == "another variant":
+        state, says = AOGNet("aognet_4m").state_dict(), "its tensors fit aognet_4m$"
+    elif kind == "integers":
+        state[name] = state[name].to(torch.int8)
+    torch.save(state, file)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-2000])
+        says = "damaged or no weight file"
+    elif kind == "text":
+        file.write_text("These are the weights you are looking for.")
+        says = "neither safetensors"
+    elif kind == "empty":
+        file.write_bytes(b"")
+        says = "empty or cut off"
+    elif kind == "hostile":
+        torch.save({"state_dict": state, "meta": Hostile()}, file)
+        says = r"needs (posix|nt)\.mkdir.*--allow-pickle"
+    elif kind == "hostile legacy":
+        torch.save({"x": Hostile()}, file, _use_new_zipfile_serialization=False)
+        says = r"needs (posix|nt)\.mkdir.*--allow-pickle"
+    elif kind == "hostile mmengine":
+        content = {"state_dict": {"a": Hostile()}, "meta": {"mmengine_version": "1"}}
+        torch.save(content, file)
+        says = "no tensors by name"
+    elif kind == "hostile pkl":
+        file.write_bytes(pickle.dumps({"model": Hostile()}))
+        says = r"needs (posix|nt)\.mkdir.*--allow-pickle"
+    elif kind == "caffe":
+        arrays = {"conv1_w": np.zeros(2), "res2_0_branch2a_w": np.zeros(2)}
+        file.write_bytes(pickle.dumps({"model": arrays, "__author__": "Caffe2"}))
+        says = "BGR"
+    elif kind == "no tensors":
+        torch.save({"lr": 0.1}, file)
+        says = "holds no tensors by name"
+    return file, says
+
+
+DAMAGES = (
+    "missing", "shape", "left over", "nan", "another variant", "integers", "truncated", "text",
+    "empty", "hostile", "hostile legacy", "hostile mmengine", "hostile pkl", "caffe", "no tensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_bad_file_is_refused_in_a_sentence_and_changes_nothing(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, says = damage(kind, tmp_path)
+    network = AOGNet(TINY)
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(WeightError, match=says) as caught:
+        load_weights(network, file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(v, before[n]) for n, v in network.state_dict().items())
+    assert not Path("hostile_was_here").exists()
+
+
+def test_what_others_allow_torch_to_load_is_refused_here(tmp_path):
+    torch.save({"x": Path("a")}, tmp_path / "file.pth")
+    with torch.serialization.safe_globals([type(Path("a"))]):
+        with pytest.raises(WeightError, match="pathlib"):
+            read_weight_file(tmp_path / "file.pth")
+        assert torch.serialization.get_safe_globals()
+
+
+def test_of_an_mmengine_checkpoint_only_the_tensors_are_read(tmp_path):
+    """Types that this process cannot even import stand next to them."""
+    code = """
+import sys, types, torch
+module = types.ModuleType("history"); sys.modules["history"] = module
+exec("class Buffer(list):\\n    def __init__(self, *a): super().__init__(a)", module.__dict__)
+module.Buffer.__module__ = "history"
+state = {"backbone.weight": torch.arange(3.0)}
+torch.save({"meta": {"mmengine_version": "0.10", "epoch": 1}, "state_dict": state,
+            "message_hub": {"log": module.Buffer(1, 2), "f": module.Buffer}}, sys.argv[1])
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path / "epoch_1.pth"], check=True)
+    file = read_weight_file(tmp_path / "epoch_1.pth")
+    assert torch.equal(file.tensors["backbone.weight"], torch.arange(3.0))
+    assert "history" not in sys.modules
+    assert file.record["mmengine_version"] == "0.10"
+
+
+def test_pickles_of_python_2_and_of_other_numpys_are_read(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = pickle.dumps({"model": {"w": array}, "__author__": "torchvision"}, protocol=2)
+    (tmp_path / "a.pkl").write_bytes(content.replace(b"numpy._core", b"numpy.core"))
+    (tmp_path / "b.pkl").write_bytes(content)
+    for name in ("a.pkl", "b.pkl"):
+        assert torch.equal(read_weight_file(tmp_path / name).tensors["w"], torch.tensor(array))
+
+
+def test_mutated_files_end_in_success_or_our_error():
+    outcomes = fuzz(150)
+    assert outcomes["refused"] > 100 and sum(outcomes.values()) == 150
+
+
+def test_a_safetensors_header_that_lies_about_its_size(tmp_path):
+    (tmp_path / "f.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b'{"a":1}')
+    with pytest.raises(WeightError, match="damaged"):
+        read_weight_file(tmp_path / "f.safetensors")
+
+
+def test_the_models_that_a_file_fits_are_named():
+    with torch.device("meta"):
+        state = create_model("dgnet_r50", edges="chain").state_dict()
+    assert fitting_models(WeightFile("f", state)) == ["dgnet_r50"]
+    with torch.device("meta"):
+        state = create_model("aognet_12m_released").state_dict()
+    assert fitting_models(WeightFile("f", state)) == ["aognet_12m_released"]
+
+
+# Addresses
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    file = tmp_path / "source.safetensors"
+    write_weight_file(file, AOGNet(TINY).state_dict(), {}, "state_dict")
+
+    class Answer(io.BytesIO):
+        def info(self):
+            headers = email.message.Message()
+            headers["Content-Length"] = str(len(self.getvalue()))
+            return headers
+
+    requests = []
+
+    def urlopen(request, *args, **kwargs):
+        requests.append(request)
+        return Answer(file.read_bytes())
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return file_hash(file), requests
+
+
+def test_an_address_is_downloaded_once_and_checked_every_time(server, tmp_path):
+    digest, requests = server
+    for address in (
+        f"https://host/w.safetensors#sha256={digest}",
+        f"https://host/w-{digest[:8]}.pt",
+    ):
+        for _ in range(2):
+            load_weights(AOGNet(TINY), address)
+    assert len(requests) == 2
+    cached = next((tmp_path / "home").rglob("*w.safetensors"))
+    cached.write_bytes(cached.read_bytes()[:-1] + b"\1")
+    with pytest.raises(WeightError, match="was changed"):
+        load_weights(AOGNet(TINY), f"https://host/w.safetensors#sha256={digest}")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    (
+        ("https://host/w.pth", "no hash to check"),
+        ("https://host/w.pth#sha256=" + "0" * 64, "another SHA-256"),
+        ("http://host/w-01234567.pth", "https"),
+        ("s3://host/w-01234567.pth", "https"),
+        ("torchvision://resnet51", "resnet51"),
+        ("torchvision://resnet50.v7", "v7.*IMAGENET1K_V2"),
+    ),
+)
+def test_an_address_is_refused_in_a_sentence(server, address, says):
+    with pytest.raises(WeightError, match=says):
+        load_weights(AOGNet(TINY), address)
+
+
+def test_torchvision_s_names_are_addresses(server):
+    requests = server[1]
+    with pytest.raises(WeightError, match="another SHA-256"):  # the server has one file only
+        load_weights(DGNet("dgnet_r50"), "torchvision://resnet50")
+    assert requests[0].full_url == models.ResNet50_Weights.IMAGENET1K_V1.url
+
+
+# Conversion, records
+
+
+@pytest.mark.parametrize("ending", (".safetensors", ".pth", ".pkl"))
+@pytest.mark.parametrize(
+    ("model", "names"),
+    (
+        ("aognet_4m", "authors"),
+        ("dgnet_r18", "detectron2"),
+        ("dgnet_mobilenet_v2", "timm"),
+        ("dgnet_regnety_600m", "timm"),
+    ),
+)
+def test_a_conversion_there_and_back_changes_nothing(model, names, ending, tmp_path):
+    source = settled(create_model(model, num_classes=5))
+    torch.save(source.state_dict(), tmp_path / "source.pth")
+    there, back = tmp_path / f"there{ending}", tmp_path / "back.safetensors"
+    record = convert_weights(str(tmp_path / "source.pth"), there, model, names=names, licence="MIT")
+    convert_weights(str(there), back, model)
+    file = read_weight_file(back)
+    own = source.state_dict()
+    assert file.tensors.keys() == own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in file.tensors.items())
+    assert record["source_sha256"] == file_hash(tmp_path / "source.pth")
+    assert (record["model"], record["channel_order"], record["licence"]) == (model, "RGB", "MIT")
+    assert record["mean"] == str(source.variant.preprocessing.mean)
+    assert file.record["licence"] == "MIT"  # it is handed on
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    (
+        (dict(names="timm"), "can be written as"),
+        (dict(layout="d2-fpn", names="authors"), "our own names"),
+        (dict(layout="yolo"), str(LAYOUTS[0])),
+    ),
+)
+def test_a_conversion_that_is_not_possible_is_refused(arguments, says, tmp_path):
+    torch.save(AOGNet("aognet_4m").state_dict(), tmp_path / "source.pth")
+    with pytest.raises(WeightError, match=says):
+        convert_weights(tmp_path / "source.pth", tmp_path / "t.pth", "aognet_4m", **arguments)
+    assert not (tmp_path / "t.pth").exists()
+
+
+def test_the_tool_converts_a_pickle_only_when_it_is_allowed(tmp_path):
+    state = AOGNet("aognet_4m").state_dict()
+    torch.save({"state_dict": OrderedDict(state), "args": Path("x")}, tmp_path / "source.pth")
+    tool = [sys.executable, "-W", "ignore", ROOT / "tools/convert_weights.py"]
+    command = [*tool, "source.pth", "target.safetensors", "--model", "aognet_4m"]
+    options = dict(cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, **options)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "pathlib" in done.stderr and "--allow-pickle" in done.stderr
+    done = subprocess.run([*command, "--allow-pickle"], **options)
+    assert done.returncode == 0 and '"source_sha256"' in done.stdout
+    assert read_weight_file(tmp_path / "target.safetensors").tensors.keys() == state.keys()
+
+
+@pytest.mark.parametrize("name", list_weights())
+def test_records_name_a_model_a_hash_a_licence_and_the_accuracy(name):
+    record = WEIGHTS[name]
+    assert record.model in list_models() and name.startswith(f"{record.model}.")
+    assert record.licence and record.origin and 60 < record.top1 < 85
+    if record.url is None:
+        assert record.licence == "research only"
+        with pytest.raises(WeightError, match="research only"):
+            create_model(record.model, weights=name)
+    else:
+        assert record.url.startswith("https://") and record.sha256 in record.url
+
+
+def test_create_model_with_weights(tmp_path):
+    source = settled(create_model("aognet_4m"))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    network = create_model("aognet_4m", features_only=True, weights=str(tmp_path / "w.pth"))
+    assert torch.equal(network.res5.blocks[0].norm.bias, source.res5.blocks[0].norm.bias)
+    with pytest.raises(WeightError, match="of dgnet_r50, not of aognet_4m"):
+        create_model("aognet_4m", weights="dgnet_r50.tv_in1k")

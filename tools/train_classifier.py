@@ -1,0 +1,114 @@
+#!/usr/bin/env python
+"""Train or evaluate a classifier on a folder of images or on CIFAR, by the papers' recipes.
+
+tools/train_classifier.py --model aognet_12m --data imagenet --output work_dirs/aognet_12m
+torchrun --nproc-per-node 8 tools/train_classifier.py --model dgnet_r50 --data imagenet
+tools/train_classifier.py --model aognet_cifar_pruned_lateral --dataset cifar10 --data cifar
+tools/train_classifier.py --model aognet_12m --data imagenet --resume FILE --eval-only
+
+Detectors take OUTPUT/last.pth as weights. A folder of images has train/ and val/, each with one
+folder per class.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gram_backbones import create_model
+from gram_backbones.classification.building import AMP_DTYPES, RunConfig
+from gram_backbones.classification.data import DATASETS, open_datasets
+from gram_backbones.classification.engine import Evaluation, Trainer
+from gram_backbones.classification.processes import Processes, primary_first, start_processes
+from gram_backbones.classification.recipes import RECIPES, find_recipe
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="python -m gram_backbones models lists them")
+    parser.add_argument(
+        "--data", required=True, help="folder with train/ and val/, or with torchvision's CIFAR"
+    )
+    parser.add_argument("--dataset", choices=DATASETS, default="folder")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR where it is missing")
+    parser.add_argument("--recipe", help=f"default: the model's; one of {', '.join(RECIPES)}")
+    parser.add_argument("--epochs", type=int, help="whole run, warm-up included")
+    parser.add_argument(
+        "--batch-size", type=int, help="images per update over all processes; lr follows"
+    )
+    parser.add_argument("--lr", type=float, help="at the end of the warm-up, taken as it is")
+    parser.add_argument("--img-size", type=int, help="pixels, height and width")
+    parser.add_argument("--no-ema", action="store_true", help="no moving average of the weights")
+    parser.add_argument("--amp", choices=list(AMP_DTYPES), default="none")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes that load images, per training process; 0 loads in it",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="default: work_dirs/MODEL")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="go on from a checkpoint, by default OUTPUT/last.pth",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate --resume's weights")
+    args = parser.parse_args()
+    args.output = Path(args.output or Path("work_dirs", args.model))
+    if args.resume == "auto" or (args.eval_only and args.resume is None):
+        args.resume = args.output / "last.pth"
+    return args
+
+
+def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], object]:
+    """What the command line asks for, checked and ready to be called."""
+    with torch.device("meta"):
+        preprocessing = create_model(args.model).variant.preprocessing
+    recipe = find_recipe(args.model, args.dataset, args.recipe).with_changes(
+        epochs=args.epochs, image_size=args.img_size, ema=not args.no_ema
+    )
+    with primary_first(processes):
+        train_set, val_set = open_datasets(
+            args.data, args.dataset, recipe, preprocessing, download=args.download
+        )
+    config = RunConfig(
+        model=args.model,
+        dataset=args.dataset,
+        recipe=recipe,
+        num_classes=len(train_set.classes),
+        batch_size=recipe.batch if args.batch_size is None else args.batch_size,
+        lr=args.lr,
+        seed=args.seed,
+        amp=args.amp,
+    )
+    if args.eval_only:
+        return Evaluation(config, val_set, args.resume, processes, workers=args.workers).run
+    data = (train_set, val_set)
+    options = dict(workers=args.workers, resume=args.resume)
+    return Trainer(config, *data, args.output, processes, **options).run
+
+
+def main() -> None:
+    args = parse_args()
+    torch.backends.cudnn.benchmark = True  # all batches of a run have one shape
+    with start_processes() as processes:
+        try:
+            job = prepare(args, processes)
+        except (OSError, ValueError) as error:
+            sys.exit(f"train_classifier.py: {error}")
+        try:
+            job()
+        except FloatingPointError as error:
+            sys.exit(f"train_classifier.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
