@@ -45,7 +45,7 @@ def normalised(images, preprocessing):
 
 
 def fgsm(model, preprocessing, images, labels, epsilon):
-    """Equation (1) of Goodfellow et al., clipped to the range of images."""
+    """The fast gradient sign step written out, clipped to the range of images."""
     x = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(
         F.cross_entropy(model(normalised(x, preprocessing)), labels), x

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-timm = pytest.importorskip("timm", reason="timm is not installed")
+pytest.importorskip("timm", reason="timm is not installed")
+
+import timm
 
 from gram_backbones import AOGNet, DGNet, create_model, list_models, list_weights, load_weights
 from gram_backbones.aognet import AOGNetVariant, AOGStage

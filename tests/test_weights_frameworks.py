@@ -7,10 +7,11 @@ import pytest
 import torch
 from torchvision import models
 
-timm = pytest.importorskip("timm", reason="timm is not installed")
+pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
+import timm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from mmdet.registry import MODELS
