@@ -454,7 +454,7 @@ class _FixedRun:
 
 def _full_precision(device_type: str):
     """Autocast off: pooling, router and gate compute in float32 at least."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 

@@ -193,6 +193,12 @@ def test_checkpointing_saves_memory():
     assert saved_bytes(DGNet("dgnet_r50", with_cp=True)) < 0.6 * saved_bytes(DGNet("dgnet_r50"))
 
 
+def test_shapes_come_without_memory():
+    """The meta device has no autocast to ask about."""
+    with torch.device("meta"):
+        assert DGNet("dgnet_r18", num_classes=3)(torch.empty(2, 3, 64, 64)).shape == (2, 3)
+
+
 def test_stages_beyond_the_last_feature_are_not_built():
     for name in ("dgnet_r18", "dgnet_mobilenet_v2", "dgnet_regnetx_600m"):
         model = create_model(name, features_only=True, out_features=(1,))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,7 @@ def test_the_tool_evaluates_a_checkpoint_and_draws(trained, demo, tmp_path):
     done = run(ROOT / "tools/test_mmdet.py", file, out / "iter_2.pth", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "coco/bbox_mAP" in done.stdout
+    assert re.search(r"loaded (\d+) of \1 tensors from .*iter_2.pth", done.stdout + done.stderr)
     assert len(list((tmp_path / "test/pictures").glob("*.png"))) == 1
 
 

@@ -24,7 +24,14 @@ from gram_backbones.convert import convert_weights
 from gram_backbones.weight_names import authors, detectron2_resnet
 
 from .test_d2 import small_config
-from .test_weights import DAMAGES, TINY, damage, second_names, settled
+from .test_weights import (  # noqa: F401 (server is a fixture)
+    DAMAGES,
+    TINY,
+    damage,
+    second_names,
+    server,
+    settled,
+)
 
 # Our model, the network that the file is of, its module that gives res5, and its file's names.
 SOURCES = {
@@ -180,3 +187,12 @@ def test_an_mmdetection_detector_s_backbone_starts_a_detectron2_detector(tmp_pat
     own = source.state_dict()
     state = detector.backbone.bottom_up.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in state.items())
+
+
+def test_an_address_fills_a_detectron2_detector(server, caplog):  # noqa: F811
+    digest, requests = server
+    detector = build_model(small_config("demo_mask_rcnn_aognet4m_fpn"))
+    address = f"https://host/w.safetensors#sha256={digest}"
+    with caplog.at_level(logging.INFO):
+        d2.GramCheckpointer(detector).load(address)
+    assert f"tensors from {address}" in caplog.text and len(requests) == 1

@@ -39,8 +39,8 @@ class GramCheckpointer(DetectionCheckpointer):
             self._resumes = False
 
     def load(self, path: str, *args, **kwargs) -> dict:
-        """As Detectron2's; an ``https://`` address with a hash goes to our reader as it is."""
-        if path.startswith("https://") and not self._resumes:
+        """As Detectron2's; addresses that our reader checks go to it as they are."""
+        if path.startswith(("https://", "torchvision://")) and not self._resumes:
             checkpoint = self._load_file(path)
             self._load_model(checkpoint)
             return checkpoint
