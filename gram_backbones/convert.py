@@ -61,6 +61,8 @@ def convert_weights(
         WeightError: the source is not read or does not fit the model, or names and layout do not go
             together.
     """
+    if not Path(target).absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {Path(target).absolute().parent}")
     file = read_weight_file(source, allow_pickle=allow_pickle)
     network = _network_for(model, file)
     values = fit(network.state_dict(), network.variant, file).values
@@ -85,9 +87,9 @@ def convert_weights(
         "layout": layout,
         "source": Path(str(source)).name,
         "source_sha256": file_hash(local_file(source)),
-        "mean": str(images.mean),
-        "std": str(images.std),
-        "channel_order": images.channel_order,
+        "mean": file.record.get("mean", str(images.mean)),
+        "std": file.record.get("std", str(images.std)),
+        "channel_order": file.record.get("channel_order", images.channel_order),
         "licence": licence or file.record.get("licence", "unknown: ask who made the source"),
     }
     if "top1" in file.record:

@@ -7,16 +7,13 @@ tensors only) and Detectron2's ``.pkl`` of numpy arrays. Everything else is refu
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,9 +23,7 @@ import torchvision
 from safetensors import safe_open
 from torch import Tensor
 
-
-class WeightError(ValueError):
-    """A weight file that is not read, or does not fit; nothing was changed."""
+from .weight_pickles import WeightError, check_indices, needs, opaque_pickle, read_numpy_pickle
 
 
 @dataclass(frozen=True)
@@ -62,18 +57,16 @@ def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> Weigh
     path = local_file(source)
     try:
         content, record = _read(path, allow_pickle)
+        _check_origin(content)
+        tensors = _unwrapped(content, path.stat().st_size)
+        record = {**_record(content), **record}
     except WeightError as error:
         raise WeightError(f"{source} is not read: {error}") from error
     except Exception as error:  # parsers of damaged files raise whatever they stumble over
-        reason = str(error).strip().splitlines()
-        detail = reason[0] if reason else type(error).__name__
-        raise WeightError(
-            f"{source} is not read, it is damaged or no weight file: {detail}"
-        ) from error
-    tensors = _unwrapped(content)
+        raise WeightError(f"{source} is not read: it is damaged or no weight file") from error
     if not tensors:
         raise WeightError(f"{source} holds no tensors by name")
-    return WeightFile(str(source), tensors, {**_record(content), **record})
+    return WeightFile(str(source), tensors, record)
 
 
 def _read(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
@@ -87,24 +80,36 @@ def _read(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     if start.startswith(_LEGACY_TORCH):
-        if allow_pickle:
-            return torch.load(path, map_location="cpu", weights_only=False), {}
-        try:
-            return _load_tensors(path), {}
-        except pickle.UnpicklingError as error:
-            if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
-                raise _needs(needed[1]) from None
-            raise
+        return _read_legacy_torch(path, allow_pickle), {}
     if start.startswith(b"\x80"):
-        content = _read_numpy_pickle(path, allow_pickle)
-        return _checked_detectron2(content), {}
+        data = path.read_bytes()
+        check_indices(data)
+        return read_numpy_pickle(data, allow_pickle), {}
     raise WeightError("it is neither safetensors, nor a torch file, nor a Detectron2 pickle")
 
 
 _LEGACY_TORCH = b"\x80\x02\x8a\x0a"  # the magic number that begins torch's files before 1.6
 
 
+def _read_legacy_torch(path: Path, allow_pickle: bool) -> Any:
+    if allow_pickle:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        return _load_tensors(path)
+    except pickle.UnpicklingError as error:
+        if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise needs(needed[1]) from error
+        raise
+
+
 def _read_torch(path: Path, allow_pickle: bool) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        # torch stores; a compressed entry would be read as whatever size it claims.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise WeightError("it is a compressed archive, which torch does not write")
+        pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
+        for entry in pickles:
+            check_indices(archive.read(entry))
     if allow_pickle:
         return torch.load(path, map_location="cpu", weights_only=False)
     try:
@@ -112,18 +117,11 @@ def _read_torch(path: Path, allow_pickle: bool) -> Any:
     except pickle.UnpicklingError:
         # MMEngine keeps histories and more next to the tensors. They are read as opaque objects:
         # their types are neither imported nor run.
-        opaque = _opaque_pickle()
+        opaque = opaque_pickle()
         content = torch.load(path, map_location="cpu", pickle_module=opaque, weights_only=False)
-        if not _is_mmengine(content):
-            raise _needs(", ".join(sorted(opaque.refused)[:3])) from None
+        if opaque.refused and not _is_mmengine(content):
+            raise needs(", ".join(sorted(opaque.refused)[:3])) from None
         return content
-
-
-def _needs(names: str) -> WeightError:
-    return WeightError(
-        f"it is a pickle that needs {names}; allowed are tensors and plain values "
-        "(tools/convert_weights.py --allow-pickle converts a file that you trust)"
-    )
 
 
 def _load_tensors(path: Path) -> Any:
@@ -136,134 +134,72 @@ def _load_tensors(path: Path) -> Any:
         torch.serialization.add_safe_globals(kept)
 
 
-# What tensors are made of in a pickle of torch; nothing here runs what a file brings along.
-_TENSOR_GLOBALS = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-}
-
-
-class _Opaque:
-    """Stands for an object of a type that is not imported."""
-
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def __call__(self, *args, **kwargs):
-        return self
-
-    def append(self, item):
-        pass
-
-    def extend(self, items):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-
-def _opaque_pickle() -> SimpleNamespace:
-    """A pickle module for ``torch.load`` that imports nothing but what tensors are made of."""
-    refused: set[str] = set()
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if (module, name) in _TENSOR_GLOBALS:
-                return _TENSOR_GLOBALS[module, name]
-            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-                return getattr(torch, name)
-            refused.add(f"{module}.{name}")
-            return _Opaque
-
-    def load(file: Any, **options: Any) -> Any:
-        return Unpickler(file, **options).load()
-
-    return SimpleNamespace(Unpickler=Unpickler, load=load, refused=refused, __name__="opaque")
-
-
 def _is_mmengine(content: Any) -> bool:
     meta = content.get("meta") if isinstance(content, dict) else None
     return isinstance(meta, dict) and "mmengine_version" in meta and "state_dict" in content
 
 
-def _read_numpy_pickle(path: Path, allow_pickle: bool) -> Any:
-    """A pickle of numpy arrays and plain values, as Detectron2 publishes weights."""
-    core = getattr(np, "_core", None) or np.core  # its name before numpy 2
-    allowed = {
-        ("_codecs", "encode"): _latin_bytes,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        **{
-            (f"numpy.{package}.multiarray", name): getattr(core.multiarray, name)
-            for package in ("core", "_core")
-            for name in ("_reconstruct", "scalar")
-        },
-    }
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if (module, name) in allowed:
-                return allowed[module, name]
-            if allow_pickle:
-                return super().find_class(module, name)
-            raise _needs(f"{module}.{name}")
-
-    return Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-
-
-def _latin_bytes(text: str, encoding: str) -> bytes:
-    """What pickles of Python 2 call to make bytes; the codec machinery itself is not offered."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise WeightError(f"it encodes {type(text).__name__} as {encoding!r}")
-    return text.encode("latin1")
-
-
-def _checked_detectron2(content: Any) -> Any:
+def _check_origin(content: Any) -> None:
     """Refuse Detectron2's MSRA ResNets.
 
     They take BGR and have the stride in the first 1×1 convolution: they fit torchvision's blocks by
     shape, and are wrong there.
     """
-    if isinstance(content, dict):
-        author = str(content.get("__author__", ""))
-        names = content.get("model", content)
-        caffe = any(re.match(r"(conv1_|res\d_\d_branch)", str(name)) for name in names)
-        if caffe or author in ("Caffe2", "MSRA", "Detectron2 Model Zoo"):
-            raise WeightError(
-                f"it is of Caffe's ResNets (author {author or 'not given'!r}): BGR images and the "
-                "stride in the first 1×1 convolution, which fit our networks by shape only; take "
-                "torchvision's weights"
-            )
-    return content
+    if not isinstance(content, dict):
+        return
+    author = content.get("__author__")
+    author = author if isinstance(author, str) else ""
+    names = content.get("model", content)
+    names = [n for n in names if isinstance(n, str)] if isinstance(names, dict) else []
+    caffe = any(re.match(r"(conv1_|res\d_\d_branch)", name) for name in names)
+    if caffe or author in ("Caffe2", "MSRA", "Detectron2 Model Zoo"):
+        raise WeightError(
+            f"it is of Caffe's ResNets (author {author or 'not given'!r}): BGR images and the "
+            "stride in the first 1×1 convolution, which fit our networks by shape only; take "
+            "torchvision's weights"
+        )
 
 
-def _unwrapped(content: Any) -> dict[str, Tensor]:
+_DTYPES = {
+    getattr(torch, name)
+    for name in "float16 bfloat16 float32 float64 uint8 int8 int16 int32 int64 bool".split()
+}
+
+
+def _unwrapped(content: Any, size: int) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         inner = content.get(key) if isinstance(content, dict) else None
         content = inner if isinstance(inner, dict) else content
     tensors = {}
     for name, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            value = torch.from_numpy(np.array(value))
-        if isinstance(value, Tensor) and isinstance(name, str):
+        if not isinstance(name, str):
+            continue
+        if isinstance(value, np.ndarray):
+            if value.nbytes > size or value.dtype.kind not in "biuf":
+                raise WeightError(f"{name} is an array of {value.nbytes} bytes, {value.dtype}")
+            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+        if isinstance(value, Tensor):
+            dense = value.layout == torch.strided and value.device.type == "cpu"
+            if not dense or value.dtype not in _DTYPES or value.nbytes > 2 * size:
+                raise WeightError(
+                    f"{name} is a tensor of {value.dtype}, {value.layout}, {value.device.type}"
+                )
             tensors[name] = value.detach()
     return tensors
 
 
 def _record(content: Any) -> dict[str, str]:
-    meta = content.get("meta") if isinstance(content, dict) else None
-    if not isinstance(meta, dict):
+    if not isinstance(content, dict):
         return {}
-    return {str(k): str(v) for k, v in meta.items() if isinstance(v, (str, int, float))}
+    meta = content.get("meta")
+    plain = dict(meta) if isinstance(meta, dict) else {}
+    plain |= {"author": content["__author__"]} if "__author__" in content else {}
+    return {k: str(v) for k, v in plain.items() if isinstance(k, str) and _is_plain(v)}
+
+
+def _is_plain(value: Any) -> bool:
+    small = isinstance(value, int) and abs(value) < 1 << 63
+    return isinstance(value, (str, float)) or small
 
 
 def local_file(source: str | Path) -> Path:

@@ -17,7 +17,15 @@ from .registry import create_model, list_models
 from .weight_files import WeightError, WeightFile, read_weight_file
 from .weight_names import find_names
 
-__all__ = ["Fit", "WeightError", "fit", "fitting_models", "load_weights", "network_tensors"]
+__all__ = [
+    "Fit",
+    "WeightError",
+    "fit",
+    "fit_detector_parts",
+    "fitting_models",
+    "load_weights",
+    "network_tensors",
+]
 
 logger = logging.getLogger(__name__)
 Variant = AOGNetVariant | DGNetVariant
@@ -34,6 +42,7 @@ class Fit:
             routers of a DG-Net where the file is its base network's, learned λ's.
         ignored: names in the file of the classifier and of stages that are not built.
         others: names in the file outside the backbone, of a detector's other parts.
+        warnings: what may be wrong about the file although it fits.
     """
 
     source: str
@@ -41,6 +50,7 @@ class Fit:
     kept: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What to log: one line that proves the load, and what was not used."""
@@ -53,7 +63,7 @@ class Fit:
         ):
             if names:
                 lines.append(f"{what}: {_shorten(names)}")
-        return lines
+        return lines + [f"check {self.source}: {warning}" for warning in self.warnings]
 
 
 def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fit:
@@ -70,7 +80,7 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
             message names them, and the models that the file would fit.
     """
     whole = _whole(variant)
-    prefix, names = find_names(whole, file.tensors)[1:]
+    naming, prefix, names = find_names(whole, file.tensors)
     found = {mine: file.tensors[name] for name, mine in names.items()}
     classifier = _classifier(variant)
     wanted, kept = _wanted(network, found)
@@ -86,11 +96,17 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
             resized.append(name)  # of another number of classes
         else:
             wrong.append(f"{name} of {_kind(value)}, not {_kind(own)}")
-    infinite = [n for n, v in values.items() if v.is_floating_point() and not v.isfinite().all()]
+    # In the network's precision: what is finite in float64 may not be there.
+    infinite = [n for n, v in values.items() if not v.to(network[n].dtype).isfinite().all()]
     unmapped = [n for n in file.tensors if n not in names and not n.endswith("num_batches_tracked")]
+    ignored = [n for n, mine in names.items() if mine not in values]
+    ignored = [n for n in ignored if not n.endswith("num_batches_tracked")]
+    built = {_part(name) for name in network if not name.startswith(classifier)}
     inside = prefix.endswith(("backbone.", "bottom_up."))
     others = [n for n in unmapped if inside and not n.startswith(prefix)]
     left = [n for n in unmapped if n not in others]
+    # Of a stage that is built the network has every tensor that the file may have.
+    left += [n for n in ignored if _part(names[n]) in built and names[n] not in wanted]
     if missing or wrong or infinite or left:
         problems = {
             "missing": missing,
@@ -99,9 +115,34 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
             "left over": left,
         }
         raise WeightError(_complaint(file, len(values) - len(infinite), len(wanted), problems))
-    ignored = [n for n, mine in names.items() if mine not in values]
-    ignored = [n for n in ignored if not n.endswith("num_batches_tracked")]
-    return Fit(file.source, values, tuple(kept), tuple(ignored), tuple(others))
+    return Fit(
+        file.source,
+        values,
+        tuple(kept),
+        tuple(ignored),
+        tuple(others),
+        tuple(_warnings(file, variant, naming)),
+    )
+
+
+def _part(name: str) -> str:
+    """The stage, stem or graph that a tensor belongs to."""
+    first, second, *_ = [*name.split("."), ""]
+    return f"{first}.{second}" if first in ("trunk_output", "features", "graphs") else first
+
+
+def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
+    images, found = variant.preprocessing, []
+    for key in ("mean", "std", "channel_order"):
+        said = file.record.get(key)
+        if said is not None and said != str(getattr(images, key)):
+            found.append(f"its {key} is {said}, our configs' is {getattr(images, key)}")
+    if naming == "detectron2" and "author" not in file.record:
+        found.append(
+            "it has Detectron2's names and no author; its MSRA ResNets (BGR, stride in the first "
+            "1×1 convolution) would fit, and be wrong"
+        )
+    return found
 
 
 def _wanted(
@@ -203,6 +244,45 @@ def load_weights(module: nn.Module, source: str | Path | WeightFile, prefix: str
     for line in found.lines():
         logger.info(line)
     return found
+
+
+def fit_detector_parts(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Find every tensor of a detector's neck and heads in a detector's file.
+
+    Args:
+        own: the detector's tensors outside the backbone, by name.
+        tensors: the file's.
+        source: the file, for messages.
+
+    Returns:
+        What the tensors become, and the names of those for another number of classes, which keep
+        their start.
+
+    Raises:
+        WeightError: tensors are missing, have another shape, or are not finite.
+    """
+    values, missing, wrong, resized = {}, [], [], []
+    for name, mine in own.items():
+        value = tensors.get(name)
+        if value is None:
+            missing.append(name)
+        elif value.shape == mine.shape:
+            values[name] = value
+        elif value.shape[1:] == mine.shape[1:] and value.ndim:
+            resized.append(name)
+        else:
+            wrong.append(f"{name} of {_kind(value)}, not {_kind(mine)}")
+    infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
+    problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
+    if any(problems.values()):
+        parts = [f"{what}: {_shorten(names)}" for what, names in problems.items() if names]
+        raise WeightError(
+            f"{source} is a detector's and fills {len(values) - len(infinite)} of {len(own)} "
+            f"tensors of this detector's neck and heads; {'; '.join(parts)}"
+        )
+    return values, resized
 
 
 def _kind(value: Tensor) -> str:

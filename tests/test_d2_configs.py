@@ -70,9 +70,11 @@ def test_a_training_step_and_a_prediction_on_a_photograph(name):
     assert not [n for n in trainable if parameters[n].grad is None]
     optimizer.step()
     moved = {n for n, v in model.state_dict().items() if not torch.equal(before[n], v)}
+    # From scratch the last norm of every T starts at 0, and what is before it at a standstill.
+    share = 0.5 if name.startswith("demo") else 0.9
     statistics = {n for n in moved if "running_" in n or n.endswith("num_batches_tracked")}
     assert not statistics or name.startswith("demo")
-    assert moved - statistics <= trainable and len(moved - statistics) > 0.9 * len(trainable)
+    assert moved - statistics <= trainable and len(moved - statistics) > share * len(trainable)
     with torch.no_grad():
         found = model.eval()([sample])[0]["instances"]
     assert found.has("pred_masks") == cfg.MODEL.MASK_ON

@@ -170,6 +170,16 @@ def test_the_tool_evaluates_a_checkpoint_and_draws(trained, demo, tmp_path):
     assert len(list((tmp_path / "test/pictures").glob("*.png"))) == 1
 
 
+def test_the_tool_refuses_what_does_not_fill_the_detector(trained, demo, tmp_path):
+    file, out, _ = trained
+    state = weights(out / "iter_2.pth")
+    bare = {n: v for n, v in state.items() if n.startswith("backbone.")}
+    torch.save({"state_dict": bare}, tmp_path / "bare.pth")
+    options = ("--data-root", demo, "--work-dir", tmp_path / "test")
+    done = run(ROOT / "tools/test_mmdet.py", file, tmp_path / "bare.pth", *options)
+    assert done.returncode == 1 and "missing: neck.lateral_convs" in done.stderr
+
+
 def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
     file, out, _ = trained
     key = "model.backbone.init_cfg"

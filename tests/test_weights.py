@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from gram_backbones.weight_files import (
     read_weight_file,
     write_weight_file,
 )
-from gram_backbones.weight_names import authors, find_names, namings
+from gram_backbones.weight_names import authors, detectron2_resnet, find_names, namings
 from gram_backbones.weights import fitting_models
 from gram_backbones.zoo import WEIGHTS
 
@@ -283,6 +284,121 @@ def test_pickles_of_python_2_and_of_other_numpys_are_read(tmp_path):
         assert torch.equal(read_weight_file(tmp_path / name).tensors["w"], torch.tensor(array))
 
 
+def memo_bomb(folder):
+    (folder / "f.pkl").write_bytes(b"\x80\x02}r" + struct.pack("<I", 1 << 31) + b".")
+    return folder / "f.pkl"
+
+
+def compressed(folder):
+    torch.save({"w": torch.zeros(1 << 16)}, folder / "plain.pth")
+    with (
+        zipfile.ZipFile(folder / "plain.pth") as plain,
+        zipfile.ZipFile(folder / "f.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    return folder / "f.pth"
+
+
+def saved(value):
+    def write(folder):
+        torch.save({"state_dict": {"w": value}}, folder / "f.pth")
+        return folder / "f.pth"
+
+    return write
+
+
+def pickled(value):
+    def write(folder):
+        (folder / "f.pkl").write_bytes(pickle.dumps({"model": {"w": value}}, protocol=2))
+        return folder / "f.pkl"
+
+    return write
+
+
+def huge_meta(folder):
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "meta": {"n": 1 << 20000}}, folder / "f.pth")
+    return folder / "f.pth"
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    (
+        (memo_bomb, "of 9 bytes with entry"),
+        (compressed, "compressed archive"),
+        (saved(torch.zeros(2).to_sparse()), "w is a tensor of .*sparse"),
+        (saved(torch.zeros(2, device="meta")), "w is a tensor of .*meta"),
+        (saved(torch.zeros(2).to(torch.float8_e4m3fn)), "w is a tensor of torch.float8"),
+        (saved(torch.zeros(1).expand(1 << 20)), "w is a tensor of"),
+        (pickled(np.zeros(2, dtype=np.complex64)), "w is an array of .*complex"),
+    ),
+    ids=("memo", "compressed", "sparse", "meta", "float8", "expanded", "complex"),
+)
+def test_files_that_would_exhaust_or_surprise_are_refused(write, says, tmp_path):
+    with pytest.raises(WeightError, match=says):
+        read_weight_file(write(tmp_path))
+
+
+def test_a_record_too_large_to_print_is_left_out(tmp_path):
+    assert read_weight_file(huge_meta(tmp_path)).record == {}
+
+
+def test_tensors_pickled_by_another_protocol_are_read(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "f.pth", pickle_protocol=4)
+    assert read_weight_file(tmp_path / "f.pth").tensors["w"].tolist() == [1, 1]
+
+
+class ChangesAFunction:
+    def __reduce__(self):
+        return (torch._utils._rebuild_tensor_v2, (), {"__defaults__": None})
+
+
+def test_a_refused_file_changes_no_function_of_torch(tmp_path):
+    content = pickle.dumps({"meta": {"mmengine_version": "1"}, "x": ChangesAFunction()})
+    torch.save({"w": torch.ones(2), "x": os.mkdir}, tmp_path / "bad.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "bad.pth") as plain,
+        zipfile.ZipFile(tmp_path / "worse.pth", "w") as worse,
+    ):
+        for name in plain.namelist():
+            worse.writestr(name, content if name.endswith("data.pkl") else plain.read(name))
+    with pytest.raises(WeightError):
+        read_weight_file(tmp_path / "worse.pth")
+    torch.save({"w": torch.ones(2)}, tmp_path / "good.pth")
+    assert len(read_weight_file(tmp_path / "good.pth").tensors) == 1
+
+
+def test_what_overflows_in_the_network_s_precision_is_not_finite():
+    state = AOGNet(TINY).double().state_dict()
+    state["stem.0.0.weight"] *= 1e300
+    with pytest.raises(WeightError, match="not finite: stem.0.0.weight"):
+        load_weights(AOGNet(TINY), WeightFile("f", state))
+
+
+def test_batch_norm_statistics_are_left_over_in_a_network_of_group_norms():
+    with pytest.raises(WeightError, match="left over: .*running_mean"):
+        load_weights(AOGNet(TINY, norm="GN"), WeightFile("f", AOGNet(TINY).state_dict()))
+
+
+def test_msra_resnets_are_refused_in_torch_files_too(tmp_path):
+    state = {detectron2_resnet(n): v for n, v in models.resnet18().state_dict().items()}
+    torch.save({"model": state, "__author__": "Caffe2"}, tmp_path / "f.pth")
+    with pytest.raises(WeightError, match="BGR"):
+        load_weights(DGNet("dgnet_r18"), tmp_path / "f.pth")
+    torch.save({"model": state}, tmp_path / "f.pth")
+    found = load_weights(DGNet("dgnet_r18"), tmp_path / "f.pth")
+    assert "no author" in found.lines()[-1]
+
+
+def test_a_record_of_other_images_is_warned_about_and_handed_on(tmp_path):
+    state = AOGNet("aognet_4m").state_dict()
+    write_weight_file(tmp_path / "f.pth", state, {"channel_order": "BGR"}, "state_dict")
+    found = load_weights(AOGNet("aognet_4m"), tmp_path / "f.pth")
+    assert "channel_order is BGR" in found.lines()[-1]
+    record = convert_weights(tmp_path / "f.pth", tmp_path / "g.safetensors", "aognet_4m")
+    assert record["channel_order"] == "BGR"
+
+
 def test_mutated_files_end_in_success_or_our_error():
     outcomes = fuzz(150)
     assert outcomes["refused"] > 100 and sum(outcomes.values()) == 150
@@ -410,6 +526,8 @@ def test_a_conversion_that_is_not_possible_is_refused(arguments, says, tmp_path)
     with pytest.raises(WeightError, match=says):
         convert_weights(tmp_path / "source.pth", tmp_path / "t.pth", "aognet_4m", **arguments)
     assert not (tmp_path / "t.pth").exists()
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        convert_weights(tmp_path / "source.pth", tmp_path / "gone/t.pth", "aognet_4m")
 
 
 def test_the_tool_converts_a_pickle_only_when_it_is_allowed(tmp_path):

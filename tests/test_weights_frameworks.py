@@ -174,6 +174,39 @@ def test_a_detector_s_file_fills_all_of_a_detector_or_is_refused(tmp_path, caplo
         d2.GramCheckpointer(target).load(str(tmp_path / "model.pth"))
 
 
+@pytest.mark.parametrize("damage", ("nan", "width"))
+def test_a_detector_s_heads_are_checked_as_well(damage, tmp_path):
+    cfg = small_config("demo_mask_rcnn_aognet4m_fpn")
+    state = build_model(cfg).state_dict()
+    name = "roi_heads.box_head.fc1.weight"
+    if damage == "nan":
+        state[name][0] = float("nan")
+    else:
+        name, cfg.MODEL.FPN.OUT_CHANNELS = "backbone.fpn_lateral2.weight", 24
+    torch.save({"model": state}, tmp_path / "model.pth")
+    says = f"not finite: {name}" if damage == "nan" else "of another shape: backbone.fpn"
+    with pytest.raises(d2.WeightError, match=says):
+        d2.GramCheckpointer(build_model(cfg)).load(str(tmp_path / "model.pth"))
+
+
+def test_a_run_of_another_model_is_not_resumed(tmp_path):
+    cfg = small_config("demo_mask_rcnn_aognet4m_fpn")
+    d2.GramCheckpointer(build_model(cfg), str(tmp_path)).save("model_0000001")
+    cfg.MODEL.AOGNET.CHANNELS = [8, 16, 24, 40, 48]
+    checkpointer = d2.GramCheckpointer(build_model(cfg), str(tmp_path))
+    with pytest.raises(d2.WeightError, match="to resume from is of another model"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("kind", ("Pretrained", "mmengine.Pretrained", "mmdet.Pretrained"))
+def test_init_cfg_is_strict_however_it_is_spelled(kind, tmp_path):
+    torch.save({"unrelated": torch.zeros(1)}, tmp_path / "f.pth")
+    init_cfg = dict(type=kind, checkpoint=str(tmp_path / "f.pth"))
+    backbone = MODELS.build(dict(type="AOGNet", variant=TINY, init_cfg=init_cfg))
+    with pytest.raises(d2.WeightError, match="stem.0.0.weight"):
+        backbone.init_weights()
+
+
 def test_an_mmdetection_detector_s_backbone_starts_a_detectron2_detector(tmp_path):
     source = settled(create_model("aognet_4m", features_only=True))
     tensors = {f"backbone.{n}": v for n, v in source.state_dict().items()}

@@ -7,10 +7,10 @@ tools/test_mmdet.py CONFIG work_dirs/…/epoch_12.pth --data-root coco
 import argparse
 import sys
 
-from mmengine.runner import Runner
 from train_mmdet import add_common_arguments, check_checkpoint, load_config
 
-from gram_backbones.mmdet.runs import fill_backbone, own_checkpoints, prepare_cpu_processes
+from gram_backbones.mmdet.runs import GramRunner, prepare_cpu_processes
+from gram_backbones.weight_files import WeightError
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser)
-    parser.add_argument("checkpoint", help="a trained detector's file; it is trusted")
+    parser.add_argument("checkpoint", help="a trained detector's file; only its tensors are read")
     return parser.parse_args()
 
 
@@ -31,13 +31,11 @@ def main() -> None:
         sys.exit(f"test_mmdet.py: {type(error).__name__}: {error}")
     cfg.load_from = args.checkpoint
     prepare_cpu_processes(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = GramRunner.from_cfg(cfg)
     try:
-        fill_backbone(runner, args.checkpoint)
-    except ValueError as error:
-        sys.exit(f"test_mmdet.py: {error}")
-    with own_checkpoints():
         runner.test()
+    except WeightError as error:
+        sys.exit(f"test_mmdet.py: {error}")
 
 
 if __name__ == "__main__":

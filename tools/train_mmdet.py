@@ -11,15 +11,14 @@ import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
 
 from gram_backbones.mmdet.runs import (
+    GramRunner,
     check_data,
-    fill_backbone,
-    own_checkpoints,
     prepare_cpu_processes,
     set_data_root,
 )
+from gram_backbones.weight_files import WeightError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,11 +107,11 @@ def main() -> None:
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     prepare_cpu_processes(cfg)
-    runner = Runner.from_cfg(cfg)
-    if cfg.get("load_from") and not cfg.get("resume"):
-        fill_backbone(runner, cfg.load_from)
-    with own_checkpoints():
+    runner = GramRunner.from_cfg(cfg)
+    try:
         runner.train()
+    except WeightError as error:
+        sys.exit(f"train_mmdet.py: {error}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..weight_files import WeightError, WeightFile, read_weight_file
-from ..weights import Fit, fit, network_tensors
+from ..weights import Fit, fit, fit_detector_parts, network_tensors
 from .roi_heads import GramRes5ROIHeads
 
 
@@ -43,28 +44,37 @@ class GramCheckpointer(DetectionCheckpointer):
         if path.startswith(("https://", "torchvision://")) and not self._resumes:
             checkpoint = self._load_file(path)
             self._load_model(checkpoint)
-            return checkpoint
+            return {}
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict:
         if self._resumes:
             return super()._load_file(filename)
-        return {"model": dict(read_weight_file(filename).tensors), "__source__": filename}
+        file = read_weight_file(filename)
+        return {"model": dict(file.tensors), "__source__": filename, "__file__": file}
 
     def _load_model(self, checkpoint: dict):
         source = checkpoint.pop("__source__", None)
-        if source is None:
-            return super()._load_model(checkpoint)
         model = getattr(self.model, "module", self.model)
+        if source is None:
+            _require_all(model.state_dict(), checkpoint["model"])
+            return super()._load_model(checkpoint)
         own = model.state_dict()
         homes = _homes(model)
-        found = _fit(model, own, homes, source, checkpoint["model"])
+        tensors = checkpoint["model"]
+        found = _fit(model, own, homes, checkpoint.pop("__file__"))
+        rest, resized = _other_parts(own, homes, tensors, source)
         state = {homes[name]: value for name, value in found.values.items()}
-        rest = _other_parts(own, homes, checkpoint["model"], source)
         checkpoint["model"] = {**rest, **state}
         incompatible = super()._load_model(checkpoint)
-        for line in found.lines() if not rest else found.lines()[:1]:
+        found = replace(found, others=tuple(n for n in found.others if _bare(n) not in rest))
+        for line in found.lines():
             self.logger.info(line)
+        if rest:
+            self.logger.info(f"loaded {len(rest)} tensors of neck and heads from {source}")
+        if resized:
+            names = ", ".join(resized)
+            self.logger.warning(f"kept at their start, for another number of classes: {names}")
         return incompatible
 
 
@@ -86,15 +96,15 @@ def _backbone(model: nn.Module) -> nn.Module:
 
 
 def _fit(
-    model: nn.Module,
-    own: Mapping[str, Tensor],
-    homes: Mapping[str, str],
-    source: str,
-    tensors: Mapping[str, Tensor],
+    model: nn.Module, own: Mapping[str, Tensor], homes: Mapping[str, str], file: WeightFile
 ) -> Fit:
     network = {whole: own[place] for whole, place in homes.items()}
     variant, _ = network_tensors(_backbone(model))
-    return fit(network, variant, WeightFile(source, tensors))
+    return fit(network, variant, file)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("module.")
 
 
 def _other_parts(
@@ -102,24 +112,31 @@ def _other_parts(
     homes: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     source: str,
-) -> dict[str, Tensor]:
-    """The heads' tensors, where the file is such a detector's; nothing otherwise.
-
-    Raises:
-        WeightError: it has some of them, but not all.
-    """
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The neck's and heads' tensors, where the file is such a detector's; nothing otherwise."""
+    tensors = {_bare(name): value for name, value in tensors.items()}
     places = set(homes.values())
-    heads = [name for name in own if name not in places]
-    rest = {name: tensors[name] for name in heads if name in tensors}
-    missing = [n for n in heads if n not in rest and not n.endswith(_COMPUTED)]
-    if rest and missing:
-        raise WeightError(
-            f"{source} is a detector's, and fills {len(rest)} of {len(heads)} tensors of this "
-            f"detector's other parts; missing: {', '.join(missing[:8])}"
-        )
-    return rest
+    owed = {n: v for n, v in own.items() if n not in places and not n.endswith(_COMPUTED)}
+    if not owed.keys() & tensors.keys():
+        return {}, []
+    return fit_detector_parts(owed, tensors, source)
 
 
 # Buffers that the config gives, and counters.
 _COMPUTED = ("pixel_mean", "pixel_std", "num_batches_tracked")
+
+
+def _require_all(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """A resumed run restores every tensor; Detectron2 itself would go on with fewer."""
+    saved = {_bare(name): value for name, value in saved.items()}
+    bad = [
+        name
+        for name, value in own.items()
+        if not name.endswith(_COMPUTED)
+        and (name not in saved or tuple(saved[name].shape) != tuple(value.shape))
+    ]
+    if bad:
+        raise WeightError(
+            f"the checkpoint to resume from is of another model: {len(bad)} of {len(own)} tensors "
+            f"are missing or of another shape, {', '.join(bad[:8])}"
+        )

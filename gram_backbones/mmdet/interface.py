@@ -54,7 +54,7 @@ class MMDetInterface:
         """
         given = self.init_cfg
         cfgs = [given] if isinstance(given, dict) else list(given or ())
-        pretrained = [cfg for cfg in cfgs if cfg["type"] in ("Pretrained", PretrainedInit)]
+        pretrained = [cfg for cfg in cfgs if _is_pretrained(cfg["type"])]
         was_initialised = self.is_init
         # None of them is left to MMEngine: it would load with strict=False.
         self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained] or None
@@ -106,6 +106,11 @@ class MMDetBackbone(MMDetInterface):
     def out_channels(self) -> tuple[int, ...]:
         """Channels of the feature maps that the forward pass returns: a neck's ``in_channels``."""
         return tuple(self.feature_channels[name] for name in self.out_features)
+
+
+def _is_pretrained(kind: str | type) -> bool:
+    # A registry's scope may stand before the name.
+    return kind is PretrainedInit or str(kind).rsplit(".", 1)[-1] == "Pretrained"
 
 
 def _has_fixed_random_parts(module: nn.Module) -> bool:

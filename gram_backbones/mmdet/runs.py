@@ -14,7 +14,8 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
-from ..weights import load_weights
+from ..weight_files import read_weight_file
+from ..weights import fit_detector_parts, load_weights
 from .interface import MMDetInterface
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -115,17 +116,47 @@ def own_checkpoints() -> Iterator[None]:
         yield
 
 
-def fill_backbone(runner: Runner, checkpoint: str) -> None:
-    """Fill the backbone and a C4 head's last stage from a detector's file, strictly.
+class GramRunner(Runner):
+    """MMEngine's runner, strict about what it loads.
 
-    MMEngine's own loading follows; it returns normally when nothing matched.
+    ``load_from`` is read as `gram_backbones.weight_files` reads: nothing in the file runs. It fills
+    the whole detector; a file of a backbone alone, or of another detector, is refused.
+    A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
 
     Raises:
         FileNotFoundError, gram_backbones.weight_files.WeightError: see
-            :func:`gram_backbones.weights.load_weights`.
+            :func:`gram_backbones.weights.load_weights` and
+            :func:`gram_backbones.weights.fit_detector_parts`; nothing was changed.
     """
-    model = getattr(runner.model, "module", runner.model)
-    for module in model.modules():
-        if isinstance(module, MMDetInterface):
-            for line in load_weights(module, checkpoint).lines():
-                runner.logger.info(line)
+
+    _resumes = False
+
+    def resume(self, *args, **kwargs) -> None:
+        """MMEngine's, with every tensor of the model restored."""
+        self._resumes = True
+        try:
+            with own_checkpoints():
+                super().resume(*args, **kwargs)
+        finally:
+            self._resumes = False
+
+    def load_checkpoint(self, filename: str, *args, **kwargs):
+        """Fill the detector from a file; see the class."""
+        if self._resumes:
+            return super().load_checkpoint(filename, *args, **{**kwargs, "strict": True})
+        file = read_weight_file(filename)
+        model = getattr(self.model, "module", self.model)
+        ours = {n: m for n, m in model.named_modules() if isinstance(m, MMDetInterface)}
+        inside = tuple(f"{name}." for name in ours)
+        rest = {n: v for n, v in model.state_dict().items() if not n.startswith(inside)}
+        rest = {n: v for n, v in rest.items() if not n.endswith("num_batches_tracked")}
+        values, resized = fit_detector_parts(rest, file.tensors, str(filename))
+        for module in ours.values():
+            for line in load_weights(module, file).lines():
+                self.logger.info(line)
+        model.load_state_dict(values, strict=False)
+        self.logger.info(f"loaded {len(values)} tensors of neck and heads from {filename}")
+        if resized:
+            names = ", ".join(resized)
+            self.logger.warning(f"kept at their start, for another number of classes: {names}")
+        self._has_loaded = True

@@ -1,0 +1,150 @@
+"""Pickles read without importing or running what they name.
+
+Only what tensors and numpy arrays are made of is handed to a pickle, behind wrappers without
+attributes, so that a file changes nothing in the process either.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class WeightError(ValueError):
+    """A weight file that is not read, or does not fit; nothing was changed."""
+
+
+def needs(names: str) -> WeightError:
+    """The refusal of a pickle that needs more than it is given."""
+    return WeightError(
+        f"it is a pickle that needs {names}; allowed are tensors and plain values "
+        "(tools/convert_weights.py --allow-pickle converts a file that you trust)"
+    )
+
+
+def check_indices(data: bytes) -> None:
+    """Refuse a pickle whose memo would be larger than itself: the reader would allocate it.
+
+    Raises:
+        WeightError: it is so, or the pickle is cut off or damaged.
+    """
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
+                raise WeightError(f"it is a pickle of {len(data)} bytes with entry {argument}")
+    except ValueError as error:
+        if isinstance(error, WeightError):
+            raise
+        raise WeightError("it is damaged or no weight file") from error
+
+
+class _Call:
+    """A function that a pickle may call, and not change."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable):
+        object.__setattr__(self, "_function", function)
+
+    def __setattr__(self, name: str, value: Any):
+        raise WeightError(f"it sets {name!r} of a function")
+
+    def __setstate__(self, state: Any):
+        raise WeightError("it sets the state of a function")
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+# What tensors are made of in a pickle of torch; nothing here runs what a file brings along.
+_TENSOR_GLOBALS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Call(torch._utils._rebuild_tensor_v2),
+    ("torch._utils", "_rebuild_parameter"): _Call(torch._utils._rebuild_parameter),
+    ("torch", "Size"): _Call(torch.Size),
+}
+
+
+class _Opaque:
+    """Stands for an object of a type that is not imported."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def append(self, item):
+        pass
+
+    def extend(self, items):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+
+def opaque_pickle() -> SimpleNamespace:
+    """A pickle module for ``torch.load`` that imports nothing but what tensors are made of."""
+    refused: set[str] = set()
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in _TENSOR_GLOBALS:
+                return _TENSOR_GLOBALS[module, name]
+            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+                return getattr(torch, name)
+            refused.add(f"{module}.{name}")
+            return _Opaque
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return SimpleNamespace(Unpickler=Unpickler, load=load, refused=refused, __name__="opaque")
+
+
+def read_numpy_pickle(data: bytes, allow_pickle: bool) -> Any:
+    """A pickle of numpy arrays and plain values, as Detectron2 publishes weights."""
+    core = getattr(np, "_core", None) or np.core  # its name before numpy 2
+    allowed = {
+        ("_codecs", "encode"): _Call(_latin_bytes),
+        ("collections", "OrderedDict"): OrderedDict,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        **{
+            (f"numpy.{package}.multiarray", name): _Call(getattr(core.multiarray, name))
+            for package in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        },
+    }
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in allowed:
+                return allowed[module, name]
+            if allow_pickle:
+                return super().find_class(module, name)
+            raise needs(f"{module}.{name}")
+
+    return Unpickler(io.BytesIO(data), encoding="latin1").load()
+
+
+def _latin_bytes(text: str, encoding: str) -> bytes:
+    """What pickles of Python 2 call to make bytes; the codec machinery itself is not offered."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise WeightError(f"it encodes {type(text).__name__} as {encoding!r}")
+    return text.encode("latin1")
