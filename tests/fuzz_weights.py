@@ -26,6 +26,8 @@ def write_seeds(folder: Path, state: dict) -> list[Path]:
     state = {name: value.clone() for name, value in state.items()}
     torch.save({"state_dict": state, "meta": {"model": "small"}}, folder / "zip.pth")
     torch.save(state, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    other = {"meta": {"mmengine_version": "0.10"}, "state_dict": state, "hub": Path("history")}
+    torch.save(other, folder / "mmengine.pth")
     save_file(state, folder / "file.safetensors", metadata={"model": "small"})
     arrays = {name: value.numpy() for name, value in state.items()}
     content = {"model": arrays, "__author__": "torchvision"}
