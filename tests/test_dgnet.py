@@ -135,7 +135,7 @@ def test_every_parameter_has_a_gradient(name, edges, batch):
     """At once a gradient; within three steps from random BN scales a non-zero one."""
     options = {"edges": edges}
     variant = TINY if name == "tiny" else name
-    model = settle(DGNet(variant, num_classes=5, **options), 0.5, 1.5)
+    model = settle(DGNet(variant, num_classes=5, **options), 0.3, 0.9)
     assert (edges == "dynamic") == any("routers" in n for n, _ in model.named_parameters())
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     silent = set(dict(model.named_parameters()))

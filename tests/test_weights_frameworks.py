@@ -24,14 +24,8 @@ from gram_backbones.convert import convert_weights
 from gram_backbones.weight_names import authors, detectron2_resnet
 
 from .test_d2 import small_config
-from .test_weights import (  # noqa: F401 (server is a fixture)
-    DAMAGES,
-    TINY,
-    damage,
-    second_names,
-    server,
-    settled,
-)
+from .test_weight_files import DAMAGES, damage, server  # noqa: F401 (server is a fixture)
+from .test_weights import TINY, second_names, settled
 
 # Our model, the network that the file is of, its module that gives res5, and its file's names.
 SOURCES = {
