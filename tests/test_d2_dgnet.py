@@ -170,6 +170,7 @@ def test_the_shipped_r50_trains_and_evaluates_on_photographs(tmp_path):
     assert len(list((tmp_path / "inference/coco_2017_val/pictures").glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 @needs_coco
 def test_overfitting_four_photographs_moves_thresholds_and_routers(tmp_path):
     annotations = json.loads((DATASETS / "coco/annotations/instances_train2017.json").read_text())
