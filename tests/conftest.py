@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,9 @@ def _seed():
 def load_reference(name: str):
     """A reference record: figures obtained by running the authors' implementation."""
     return json.loads((REFERENCE / name).read_text())
+
+
+def check_ended_well(done: subprocess.CompletedProcess) -> None:
+    """Fail with the last lines of a process, where its error is, if it ended with one."""
+    lines = (done.stdout + "\n--- stderr ---\n" + done.stderr).splitlines()
+    assert done.returncode == 0, f"exit code {done.returncode}\n" + "\n".join(lines[-60:])

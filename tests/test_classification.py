@@ -34,6 +34,8 @@ from gram_backbones.classification.recipes import RECIPES, find_recipe
 from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
 from gram_backbones.weights import load_weights
 
+from .conftest import check_ended_well
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools/train_classifier.py"
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -421,7 +423,7 @@ def test_an_imagenet_backbone_s_last_checkpoint_fills_a_detector_s(fewest, tmp_p
         *("--model", "aognet_4m", "--data", fewest, "--img-size", 64, "--epochs", 1),
         *("--batch-size", 4, "--workers", 0, "--output", tmp_path),
     )
-    assert done.returncode == 0, done.stderr
+    check_ended_well(done)
     assert "epoch 1/1: loss" in done.stdout
     state = read_checkpoint(tmp_path / "last.pth")["state_dict"]
     backbone = AOGNet("aognet_4m")
@@ -436,7 +438,7 @@ def test_two_processes_share_the_work(few, tmp_path):
     arguments += ("--workers", 0, "--output", tmp_path)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     done = run_tool(*arguments, "--epochs", 2, launcher=torchrun)
-    assert done.returncode == 0, done.stderr
+    check_ended_well(done)
     content = read_checkpoint(tmp_path / "last.pth")
     assert content["training"]["updates"] == 4  # 2 epochs, 16 images, 2 × 4 at a time
     assert done.stdout.count("epoch 2/2") == 1  # one of them writes

@@ -15,6 +15,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.demo_dataset import make_demo_dataset
 
+from .conftest import check_ended_well
 from .test_classification import make_folder
 from .test_d2_engine import DEMO, SMALL
 from .test_mmdet_runs import SMALL_MASK_RCNN, write_config
@@ -26,7 +27,7 @@ def run(*command, **env):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     command = [sys.executable, "-W", "ignore", *map(str, command)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_ended_well(done)
     return done.stdout + done.stderr
 
 

@@ -18,7 +18,7 @@ from gram_backbones import record_connectivity
 from gram_backbones.dgnet import VARIANTS, DGStage
 from gram_backbones.rewire import rewire
 
-from .conftest import DATASETS, needs_coco
+from .conftest import DATASETS, check_ended_well, needs_coco
 from .test_d2 import _event_storage, sample  # noqa: F401 (the fixture applies here too)
 from .test_d2_engine import run_tool
 
@@ -166,7 +166,7 @@ def test_the_shipped_r50_trains_and_evaluates_on_photographs(tmp_path):
     ).split()
     config = ("--config", "d2_configs/faster_rcnn_dgnet_r50_fpn_1x.yaml")
     done = run_tool(*config, *small, "OUTPUT_DIR", tmp_path, datasets=DATASETS)
-    assert done.returncode == 0, done.stderr
+    check_ended_well(done)
     assert len(list((tmp_path / "inference/coco_2017_val/pictures").glob("*.png"))) == 2
 
 
@@ -194,7 +194,7 @@ def test_overfitting_four_photographs_moves_thresholds_and_routers(tmp_path):
     ).split()
     config = ("--config", "d2_configs/faster_rcnn_dgnet_r50_fpn_1x.yaml")
     done = run_tool(*config, *small, "OUTPUT_DIR", tmp_path / "out", datasets=tmp_path)
-    assert done.returncode == 0, done.stderr
+    check_ended_well(done)
     lines = [json.loads(s) for s in (tmp_path / "out/metrics.json").read_text().splitlines()]
     losses = [line["total_loss"] for line in lines if "total_loss" in line]
     assert losses[-1] < 0.75 * losses[0]

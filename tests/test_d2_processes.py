@@ -1,6 +1,5 @@
 """Several CPU processes under Detectron2's engine."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.demo_dataset import make_demo_dataset
 
+from .conftest import check_ended_well
 from .test_d2_engine import run_tool
 
 CONFIGS = {
@@ -44,11 +44,10 @@ def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(family, tm
     config, change = CONFIGS[family]
     ends = {}
     for processes in (1, 2):
-        port = 20000 + os.getpid() % 20000
-        url = ("--num-gpus", processes, "--dist-url", f"tcp://127.0.0.1:{port}")
+        url = ("--num-gpus", processes, "--dist-url", "auto")
         changes = (*SMALL, *FIXED, *change.split(), "OUTPUT_DIR", tmp_path / str(processes))
         done = run_tool("--config", f"d2_configs/{config}.yaml", *url, *changes, datasets=tmp_path)
-        assert done.returncode == 0, done.stderr
+        check_ended_well(done)
         ends[processes] = state_of(tmp_path / str(processes), "final")
     for name, value in ends[1].items():
         torch.testing.assert_close(ends[2][name], value, rtol=0, atol=1e-5, msg=name)

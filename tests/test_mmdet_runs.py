@@ -21,7 +21,7 @@ from mmengine.config import Config
 
 from gram_backbones.demo_dataset import CLASSES, make_demo_dataset
 
-from .conftest import DATASETS, needs_coco
+from .conftest import DATASETS, check_ended_well, needs_coco
 
 ROOT = Path(__file__).resolve().parents[1]
 ATSS = ROOT / "mmdet_configs/atss/atss_dgnet-r50_fpn_1x_coco.py"
@@ -108,7 +108,7 @@ def installed(tmp_path_factory):
     quiet = ("-qq", "--disable-pip-version-check")
     options = ("--no-deps", "--no-build-isolation", "--target", folder)
     done = run("-m", "pip", "install", *quiet, *options, ROOT)
-    assert done.returncode == 0, done.stderr
+    check_ended_well(done)
     return folder
 
 
@@ -130,7 +130,7 @@ def test_a_config_of_one_s_own_trains_with_mmdetection_s_own_tool(installed, dem
     file = write_config(tmp_path, base, demo, SMALL_MASK_RCNN)
     tool = Path(mmdet.__file__).parent / ".mim/tools/train.py"
     done = run(tool, file, "--work-dir", tmp_path / "out", python_path=installed, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_ended_well(done)
     assert (tmp_path / "out/iter_2.pth").is_file()
     dumped = next((tmp_path / "out").glob("2*/vis_data/config.py"))
     assert Config.fromfile(dumped).model.backbone.variant == "aognet_4m"
@@ -145,7 +145,7 @@ def trained(demo, tmp_path_factory):
     options = ("--data-root", demo, "--work-dir", folder / "out", "--pictures", 3)
     changes = ("--cfg-options", "train_cfg.val_interval=2", "val_dataloader.batch_size=2")
     done = run(ROOT / "tools/train_mmdet.py", file, *options, *changes)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_ended_well(done)
     return file, folder / "out", done.stdout
 
 
@@ -164,7 +164,7 @@ def test_the_tool_evaluates_a_checkpoint_and_draws(trained, demo, tmp_path):
     file, out, _ = trained
     options = ("--data-root", demo, "--work-dir", tmp_path / "test", "--pictures", 1)
     done = run(ROOT / "tools/test_mmdet.py", file, out / "iter_2.pth", *options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_ended_well(done)
     assert "coco/bbox_mAP" in done.stdout
     assert re.search(r"loaded (\d+) of \1 tensors from .*iter_2.pth", done.stdout + done.stderr)
     assert len(list((tmp_path / "test/pictures").glob("*.png"))) == 1
@@ -187,7 +187,7 @@ def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
     options = ("--data-root", demo, "--work-dir", tmp_path, "--resume", out / "iter_2.pth")
     changes = ("--cfg-options", "train_cfg.max_iters=3", *init)
     done = run(ROOT / "tools/train_mmdet.py", file, *options, *changes)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_ended_well(done)
     assert "resumed epoch: 0, iter: 2" in done.stdout
     first, last = weights(out / "iter_2.pth"), weights(tmp_path / "iter_3.pth")
     fixed = ("backbone.stem.", "backbone.res2.")
@@ -264,11 +264,10 @@ def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(family, de
         file = write_config(folder, ATSS, demo, extra)
         command = [ROOT / "tools/train_mmdet.py", file, "--work-dir", folder]
         if processes == 2:
-            port = 20000 + os.getpid() % 20000
-            torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
-            command = [*torchrun, "--master-addr=127.0.0.1", f"--master-port={port}", *command]
-        done = run(*command)
-        assert done.returncode == 0, done.stdout + done.stderr
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            command = [*torchrun, "--local-addr=127.0.0.1", *command]
+        done = run(*command, cwd=folder)
+        check_ended_well(done)
         ends[processes] = weights(folder / "iter_5.pth")
         logs = [json.loads(s) for s in next(folder.glob("2*/vis_data/scalars.json")).open()]
         assert len([line for line in logs if "loss" in line]) == 5
@@ -313,7 +312,7 @@ model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))
     process.wait()
     assert not (tmp_path / "iter_20.pth").exists()
     done = run(*command, "--resume", "--cfg-options", *small)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_ended_well(done)
     assert "iter: 10" in done.stdout and "coco/bbox_mAP" in done.stdout
     assert (tmp_path / "iter_20.pth").is_file()
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2

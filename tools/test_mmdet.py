@@ -9,7 +9,7 @@ import sys
 
 from train_mmdet import add_common_arguments, check_checkpoint, load_config
 
-from gram_backbones.mmdet.runs import GramRunner, prepare_cpu_processes
+from gram_backbones.mmdet.runs import GramRunner, end_processes, prepare_cpu_processes
 from gram_backbones.weight_files import WeightError
 
 
@@ -36,6 +36,7 @@ def main() -> None:
         runner.test()
     except WeightError as error:
         sys.exit(f"test_mmdet.py: {error}")
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mmengine.config import Config, DictAction
 from gram_backbones.mmdet.runs import (
     GramRunner,
     check_data,
+    end_processes,
     prepare_cpu_processes,
     set_data_root,
 )
@@ -112,6 +113,7 @@ def main() -> None:
         runner.train()
     except WeightError as error:
         sys.exit(f"train_mmdet.py: {error}")
+    end_processes()
 
 
 if __name__ == "__main__":
