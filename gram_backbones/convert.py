@@ -18,8 +18,10 @@ from .weight_files import (
 )
 from .weight_names import find_names, namings
 from .weights import fit
+from .zoo import find_by_hash
 
-# Layout -> what stands before the backbone, before a C4 head's last stage, and before both.
+# Layout -> what stands before the backbone's names and before those of a C4 head's last stage, and
+# the key of the tensors in a .pth file.
 _LAYOUTS = {
     "backbone": ("", None, "state_dict"),
     "d2-fpn": ("backbone.bottom_up.", None, "model"),
@@ -50,7 +52,7 @@ def convert_weights(
         names: one of ``NAMINGS``; a detector takes our own.
         layout: one of ``LAYOUTS``: a bare backbone, or where a detector of Detectron2 or
             MMDetection, on FPN or C4, has it. The frameworks' own loaders read these.
-        licence: of the weights; by default what the source's record says.
+        licence: of the weights; by default what the source's record says, or the zoo's.
         allow_pickle: run whatever a pickle asks for; for trusted files only.
 
     Returns:
@@ -80,20 +82,24 @@ def convert_weights(
         tensors = {allowed[names](name): value for name, value in values.items()}
     else:
         tensors = _placed(network, values, prefix, head)
-    images = network.variant.preprocessing
+    images, digest = network.variant.preprocessing, file_hash(local_file(source))
+    known = find_by_hash(digest)
+    if licence is None:
+        licence = known.licence if known else "unknown: ask who made the source"
+        licence = file.record.get("licence", licence)
     record = {
         "model": model,
         "names": names,
         "layout": layout,
         "source": Path(str(source)).name,
-        "source_sha256": file_hash(local_file(source)),
+        "source_sha256": digest,
         "mean": file.record.get("mean", str(images.mean)),
         "std": file.record.get("std", str(images.std)),
         "channel_order": file.record.get("channel_order", images.channel_order),
-        "licence": licence or file.record.get("licence", "unknown: ask who made the source"),
+        "licence": licence,
     }
-    if "top1" in file.record:
-        record["top1"] = file.record["top1"]
+    if known or "top1" in file.record:
+        record["top1"] = file.record.get("top1", str(known.top1) if known else None)
     write_weight_file(target, tensors, record, key)
     return record
 

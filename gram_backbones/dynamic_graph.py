@@ -10,6 +10,7 @@ from the pooled x_i; every receiving node has a threshold τ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -93,7 +94,7 @@ class DynamicGraph(nn.Module):
                 nn.init.constant_(router.bias, router_bias)
             self.thresholds = nn.Parameter(torch.zeros(n_blocks + 1))
         elif edges != "chain":
-            start = torch.tensor(float(router_bias)).sigmoid().item()
+            start = 1 / (1 + math.exp(-router_bias))
             self.edge_weights = nn.Parameter(torch.full((len(self.wiring),), start))
 
     def forward(

@@ -29,8 +29,7 @@ except ImportError as error:
 
 from .preprocessing import Preprocessing
 from .registry import create_model
-from .weight_files import read_weight_file
-from .weights import load_weights
+from .weights import load_classifier_weights
 
 
 class RobustAccuracy(NamedTuple):
@@ -160,16 +159,5 @@ def load_classifier(name: str, checkpoint: str | Path, num_classes: int) -> nn.M
             classifier has another number of classes.
     """
     model = create_model(name, num_classes=num_classes)
-    file = read_weight_file(checkpoint)
-    found = load_weights(model, file)
-    if found.ignored:  # every stage is built: it can only be the classifier
-        classes = len(file.tensors[found.ignored[0]])
-        raise ValueError(
-            f"the classifier in {checkpoint} has {classes} classes, the images have {num_classes}"
-        )
-    if found.kept:
-        raise ValueError(
-            f"{checkpoint} holds the base network of {name}; the attack takes a trained model, "
-            f"with its {found.kept[0]}"
-        )
+    load_classifier_weights(model, checkpoint)
     return model

@@ -291,21 +291,37 @@ def write_weight_file(
 
     Raises:
         WeightError: another ending.
+        OSError: the path cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
+    try:
+        _write(part, path.suffix, tensors, record, key)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(
+    part: Path, suffix: str, tensors: Mapping[str, Tensor], record: Mapping[str, str], key: str
+) -> None:
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         from safetensors.torch import save_file
 
         # Tensors that share memory are refused there.
         save_file({k: v.clone() for k, v in tensors.items()}, part, metadata=dict(record))
-    elif path.suffix in (".pth", ".pt"):
+    elif suffix in (".pth", ".pt"):
         torch.save({key: tensors, "meta": dict(record)}, part)
-    elif path.suffix == ".pkl":
+    elif suffix == ".pkl":
+        # numpy has no bfloat16.
+        half = torch.bfloat16
+        tensors = {n: v.float() if v.dtype == half else v for n, v in tensors.items()}
         arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
         content = {"model": arrays, "__author__": "gram_backbones", "meta": dict(record)}
         part.write_bytes(pickle.dumps(content, protocol=4))
     else:
-        raise WeightError(f"{path} is not written; allowed are .safetensors, .pth, .pt and .pkl")
-    os.replace(part, path)
+        raise WeightError(
+            f"{suffix or 'a file without an ending'} is not written; allowed are .safetensors, "
+            ".pth, .pt and .pkl"
+        )

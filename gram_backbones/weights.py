@@ -21,8 +21,8 @@ __all__ = [
     "Fit",
     "WeightError",
     "fit",
-    "fit_detector_parts",
     "fitting_models",
+    "load_classifier_weights",
     "load_weights",
     "network_tensors",
 ]
@@ -37,6 +37,8 @@ class Fit:
 
     Attributes:
         source: the file.
+        wanted: how many tensors the network has of those that the file's kind has; a file may lack
+            BN's counters.
         values: what the network's tensors become, by their names in the whole network.
         kept: tensors of the network that the file's kind does not have and that keep their start:
             routers of a DG-Net where the file is its base network's, learned λ's.
@@ -46,24 +48,25 @@ class Fit:
     """
 
     source: str
+    wanted: int
     values: Mapping[str, Tensor]
     kept: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def lines(self) -> list[str]:
-        """What to log: one line that proves the load, and what was not used."""
-        count = len(self.values)
-        lines = [f"loaded {count} of {count} tensors from {self.source}"]
+    def report(self) -> list[tuple[int, str]]:
+        """Levels and lines to log: one that proves the load, and what was not used."""
+        lines = [f"loaded {len(self.values)} of {self.wanted} tensors from {self.source}"]
         for names, what in (
             (self.kept, "kept at their start, the file is of a network without them"),
             (self.ignored, "ignored in the file, classifier or stages that are not built"),
             (self.others, "ignored in the file, outside the backbone"),
         ):
             if names:
-                lines.append(f"{what}: {_shorten(names)}")
-        return lines + [f"check {self.source}: {warning}" for warning in self.warnings]
+                lines.append(f"{what}: {shorten(names)}")
+        warnings = [f"check {self.source}: {warning}" for warning in self.warnings]
+        return [(logging.INFO, line) for line in lines] + [(logging.WARNING, w) for w in warnings]
 
 
 def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fit:
@@ -88,25 +91,25 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     for name in wanted:
         value, own = found.get(name), network[name]
         if value is None:
-            if not name.endswith("num_batches_tracked"):
+            if not is_counter(name):
                 missing.append(name)
         elif value.shape == own.shape and value.is_floating_point() == own.is_floating_point():
             values[name] = value
         elif name.startswith(classifier):
             resized.append(name)  # of another number of classes
         else:
-            wrong.append(f"{name} of {_kind(value)}, not {_kind(own)}")
+            wrong.append(f"{name} of {describe_tensor(value)}, not {describe_tensor(own)}")
     # In the network's precision: what is finite in float64 may not be there.
     infinite = [n for n, v in values.items() if not v.to(network[n].dtype).isfinite().all()]
-    unmapped = [n for n in file.tensors if n not in names and not n.endswith("num_batches_tracked")]
-    ignored = [n for n, mine in names.items() if mine not in values]
-    ignored = [n for n in ignored if not n.endswith("num_batches_tracked")]
+    unmapped = [n for n in file.tensors if n not in names and not is_counter(n)]
+    ignored = [n for n, mine in names.items() if mine not in values and not is_counter(n)]
     built = {_part(name) for name in network if not name.startswith(classifier)}
     inside = prefix.endswith(("backbone.", "bottom_up."))
     others = [n for n in unmapped if inside and not n.startswith(prefix)]
     left = [n for n in unmapped if n not in others]
     # Of a stage that is built the network has every tensor that the file may have.
     left += [n for n in ignored if _part(names[n]) in built and names[n] not in wanted]
+    count = sum(name in found or not is_counter(name) for name in wanted)
     if missing or wrong or infinite or left:
         problems = {
             "missing": missing,
@@ -114,9 +117,10 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
             "not finite": infinite,
             "left over": left,
         }
-        raise WeightError(_complaint(file, len(values) - len(infinite), len(wanted), problems))
+        raise WeightError(_complaint(file, len(values) - len(infinite), count, problems))
     return Fit(
         file.source,
+        count,
         values,
         tuple(kept),
         tuple(ignored),
@@ -152,7 +156,7 @@ def _wanted(
     parts = [".scales", "graphs."]  # learned λ's; routers, thresholds, projections
     absent = [part for part in parts if not any(_is_part(name, part) for name in found)]
     kept = [n for n in network if any(_is_part(n, part) for part in absent)]
-    kept = [n for n in kept if not n.endswith("num_batches_tracked")]
+    kept = [n for n in kept if not is_counter(n)]
     return [n for n in network if not any(_is_part(n, part) for part in absent)], kept
 
 
@@ -160,8 +164,13 @@ def _is_part(name: str, part: str) -> bool:
     return name.endswith(part) if part.startswith(".") else name.startswith(part)
 
 
+def is_counter(name: str) -> bool:
+    """BN counts batches for a momentum that none of our networks has: files may lack or have it."""
+    return name.endswith("num_batches_tracked")
+
+
 def _complaint(file: WeightFile, filled: int, wanted: int, problems: dict[str, list[str]]) -> str:
-    parts = [f"{what}: {_shorten(names)}" for what, names in problems.items() if names]
+    parts = [f"{what}: {shorten(names)}" for what, names in problems.items() if names]
     models = fitting_models(file)
     hint = (
         f"its tensors fit {', '.join(models)}" if models else "its tensors fit none of our models"
@@ -177,8 +186,7 @@ def fitting_models(file: WeightFile) -> list[str]:
         names = find_names(shapes, file.tensors)[2]
         found = {mine: tuple(file.tensors[name].shape) for name, mine in names.items()}
         wanted, _ = _wanted(dict.fromkeys(shapes), found)
-        wanted = [n for n in wanted if not n.endswith("num_batches_tracked")]
-        wanted = [n for n in wanted if not n.startswith(classifier)]
+        wanted = [n for n in wanted if not is_counter(n) and not n.startswith(classifier)]
         if all(found.get(name) == shapes[name] for name in wanted):
             fitting.append(model)
     return fitting
@@ -188,9 +196,8 @@ def fitting_models(file: WeightFile) -> list[str]:
 def _shapes(model: str) -> tuple[dict[str, tuple[int, ...]], str]:
     with torch.device("meta"):
         network = create_model(model)
-    return {n: tuple(v.shape) for n, v in network.state_dict().items()}, _classifier(
-        network.variant
-    )
+    shapes = {n: tuple(v.shape) for n, v in network.state_dict().items()}
+    return shapes, _classifier(network.variant)
 
 
 def _whole(variant: Variant) -> list[str]:
@@ -241,54 +248,46 @@ def load_weights(module: nn.Module, source: str | Path | WeightFile, prefix: str
     own = module.state_dict()
     found = fit({whole: own[name] for whole, name in names.items()}, variant, file)
     module.load_state_dict({names[n]: v for n, v in found.values.items()}, strict=False)
-    for line in found.lines():
-        logger.info(line)
+    for level, line in found.report():
+        logger.log(level, line)
     return found
 
 
-def fit_detector_parts(
-    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Find every tensor of a detector's neck and heads in a detector's file.
+def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
+    """Fill a classifier, every tensor of it, from a file.
 
     Args:
-        own: the detector's tensors outside the backbone, by name.
-        tensors: the file's.
-        source: the file, for messages.
-
-    Returns:
-        What the tensors become, and the names of those for another number of classes, which keep
-        their start.
+        model: an ``AOGNet`` or ``DGNet`` with ``num_classes``.
+        source: see :func:`load_weights`.
 
     Raises:
-        WeightError: tensors are missing, have another shape, or are not finite.
+        FileNotFoundError: there is no such file.
+        WeightError: see :func:`load_weights`; or the file's classifier has another number of
+            classes, or the file is of a DG-Net's base network. The model is left as it was.
     """
-    values, missing, wrong, resized = {}, [], [], []
-    for name, mine in own.items():
-        value = tensors.get(name)
-        if value is None:
-            missing.append(name)
-        elif value.shape == mine.shape:
-            values[name] = value
-        elif value.shape[1:] == mine.shape[1:] and value.ndim:
-            resized.append(name)
-        else:
-            wrong.append(f"{name} of {_kind(value)}, not {_kind(mine)}")
-    infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
-    problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
-    if any(problems.values()):
-        parts = [f"{what}: {_shorten(names)}" for what, names in problems.items() if names]
+    file = read_weight_file(source)
+    own = model.state_dict()
+    found = fit(own, network_tensors(model)[0], file)
+    if len(found.values) < found.wanted:
+        name = next(n for n in own if n not in found.values and not is_counter(n))
+        theirs = len(next(file.tensors[n] for n in found.ignored))
         raise WeightError(
-            f"{source} is a detector's and fills {len(values) - len(infinite)} of {len(own)} "
-            f"tensors of this detector's neck and heads; {'; '.join(parts)}"
+            f"the classifier in {source} has {theirs} classes, the images have {len(own[name])}"
         )
-    return values, resized
+    if found.kept:
+        raise WeightError(
+            f"{source} holds the base network alone; needed is a trained model, with its "
+            f"{found.kept[0]}"
+        )
+    return load_weights(model, file)
 
 
-def _kind(value: Tensor) -> str:
+def describe_tensor(value: Tensor) -> str:
+    """Kind and shape, for messages."""
     return f"{'numbers' if value.is_floating_point() else 'integers'} {tuple(value.shape)}"
 
 
-def _shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:
+def shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -55,7 +55,11 @@ _TORCHVISION: dict[str, type[WeightsEnum]] = {
     "dgnet_regnetx_1600m": models.RegNet_X_1_6GF_Weights,
 }
 _TAGS = {"IMAGENET1K_V1": "tv_in1k", "IMAGENET1K_V2": "tv2_in1k"}
-_AUTHORS_TOP1 = {"aognet_12m_released": 77.78, "aognet_40m_released": 80.16}
+# The authors' files by tag: trained for 120 epochs, and for 200 with mixup and label smoothing.
+_AUTHORS_TOP1 = {
+    "authors": {"aognet_12m_released": 77.78, "aognet_40m_released": 80.16},
+    "authors_mixup": {"aognet_12m_released": 78.37, "aognet_40m_released": 81.30},
+}
 
 
 def _torchvision_record(model: str, weights: WeightsEnum) -> WeightRecord:
@@ -75,7 +79,7 @@ def _torchvision_record(model: str, weights: WeightsEnum) -> WeightRecord:
 def _records() -> dict[str, WeightRecord]:
     records = [
         WeightRecord(
-            name=f"{model}.authors",
+            name=f"{model}.{tag}",
             model=model,
             url=None,
             sha256=None,
@@ -84,7 +88,8 @@ def _records() -> dict[str, WeightRecord]:
             origin="the authors of AOGNet (CVPR 2019)",
             licence="research only",
         )
-        for model, top1 in _AUTHORS_TOP1.items()
+        for tag, rows in _AUTHORS_TOP1.items()
+        for model, top1 in rows.items()
     ]
     records += [
         _torchvision_record(model, weights)
@@ -111,6 +116,12 @@ def get_weights(name: str) -> WeightRecord:
     if name not in WEIGHTS:
         raise WeightError(f"there are no weights named {name!r}; known are {list_weights()}")
     return WEIGHTS[name]
+
+
+def find_by_hash(digest: str) -> WeightRecord | None:
+    """The record of the file with a SHA-256, if there is one."""
+    fitting = (r for r in WEIGHTS.values() if r.sha256 and digest.startswith(r.sha256))
+    return next(fitting, None)
 
 
 def weight_source(model: str, weights: str) -> str:

@@ -32,6 +32,7 @@ from gram_backbones.classification.engine import Evaluation, Trainer
 from gram_backbones.classification.processes import Processes
 from gram_backbones.classification.recipes import RECIPES, find_recipe
 from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
+from gram_backbones.weight_files import write_weight_file
 from gram_backbones.weights import load_weights
 
 from .conftest import check_ended_well
@@ -269,7 +270,7 @@ def test_evaluation_refuses_another_network_s_weights(few, tmp_path):
     torch.save({"state_dict": state}, tmp_path / "five.pth")
     config = RunConfig("aognet_tiny", "folder", recipe, 4, 8)
     val = open_datasets(few, "folder", recipe, CIFAR_RGB)[1]
-    with pytest.raises(ValueError, match="five.pth does not fit: 2 tensors.*fc.weight, fc.bias"):
+    with pytest.raises(ValueError, match="five.pth has 5 classes, the images have 4"):
         Evaluation(config, val, tmp_path / "five.pth", CPU)
     torch.save({"state_dict": {**state}}, tmp_path / "fits.pth")
     found = Evaluation(replace(config, num_classes=5), val, tmp_path / "fits.pth", CPU).run()
@@ -372,7 +373,7 @@ def test_refused_command_lines(tool, monkeypatch, few, tmp_path):
     cifar = ("--model", "aognet_cifar_full", "--dataset", "cifar10", "--data", nowhere)
     assert "cifar-10-batches-py" in refused(tool, monkeypatch, *cifar, *out)
     said = refused(tool, monkeypatch, "--model", "aognet_tiny", "--eval-only", *data)
-    assert f"there is no checkpoint {tmp_path / 'out/last.pth'}" in said
+    assert f"there is no weight file {tmp_path / 'out/last.pth'}" in said
     assert not (tmp_path / "out").exists() and not nowhere.exists()
 
 
@@ -404,7 +405,16 @@ def test_the_tool_runs_by_its_defaults_and_resumes(tool, monkeypatch, few, tmp_p
     call(tool, monkeypatch, *arguments, "--resume")
     capsys.readouterr()
     call(tool, monkeypatch, *arguments, "--eval-only")
-    assert f"top-1 {content['meta']['top1']}, top-5 100.00" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"top-1 {content['meta']['top1']}, top-5 100.00" in said
+    file = tmp_path / "converted.safetensors"  # any weight file is evaluated
+    write_weight_file(file, content["state_dict"], {}, "state_dict")
+    call(tool, monkeypatch, *arguments, "--eval-only", "--resume", file)
+    assert capsys.readouterr().out == said
+    content["state_dict"]["fc.bias"][0] = float("nan")
+    write_weight_file(file, content["state_dict"], {}, "state_dict")
+    said = refused(tool, monkeypatch, *arguments, "--eval-only", "--resume", file)
+    assert "not finite: fc.bias" in said
 
 
 @pytest.fixture(scope="module")

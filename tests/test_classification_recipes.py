@@ -140,6 +140,21 @@ def test_weight_decay_spares_only_what_the_paper_says():
     assert set(found.values()) == {1e-4} and not optimizer.param_groups[0]["nesterov"]
 
 
+@pytest.mark.parametrize("name", ("dgnet_r18", "dgnet_r50"))
+def test_resnets_start_as_goyal_et_al(name):
+    model = build_classifier(name, 100, RECIPES["dgnet_resnet"])
+    last = "bn2.weight" if name == "dgnet_r18" else "bn3.weight"
+    scales = {n: p for n, p in model.named_parameters() if ".bn" in n and n.endswith("weight")}
+    assert all((p == (0 if n.endswith(last) else 1)).all() for n, p in scales.items())
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    loss = model(torch.randn(2, 3, 64, 64)).square().mean()
+    loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if n.endswith(last)}
+    assert all(g.any() for g in gradients.values())
+    with pytest.raises(ValueError, match="ResNets and ResNeXts"):
+        build_classifier("aognet_4m", 10, RECIPES["dgnet_resnet"])
+
+
 def test_dropout_goes_where_the_networks_have_it():
     recipe = replace(RECIPES["aognet_cifar"], dropout=0.25)
     model = build_classifier("dgnet_mobilenet_v2", 3, recipe)

@@ -387,12 +387,33 @@ def test_train_net_checks_before_it_builds(tmp_path):
         (("--config", DEMO, "SOLVER.FOO", "3"), "FOO"),
         (("--config", DEMO, "SOLVER.MAX_ITER"), "odd|length"),
         (("--config", DEMO, "--eval-only"), "MODEL.WEIGHTS"),
+        (("--config", DEMO, "--eval-only", "--resume"), "MODEL.WEIGHTS"),
+        (("--config", DEMO, "MODEL.WEIGHTS", "gone.pth"), "there is no weight file gone.pth"),
     ),
 )
 def test_train_net_refuses_with_a_sentence(tmp_path, args, message):
     done = run_tool(*args, datasets=tmp_path)
     assert done.returncode and "Traceback" not in done.stderr
     assert re.search(message, done.stderr)
+
+
+def test_train_net_refuses_a_bad_weight_file_with_a_sentence(demo, tmp_path):
+    (tmp_path / "text.pth").write_text("no weights, but a text")
+    changes = ("MODEL.WEIGHTS", tmp_path / "text.pth", "OUTPUT_DIR", tmp_path / "out")
+    done = run_tool("--config", DEMO, *SMALL, *changes, datasets=demo.parent)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "train_net.py: " in done.stderr and "text.pth is not read" in done.stderr
+
+
+def test_a_backbone_s_file_does_not_make_a_predictor(cfg, tmp_path):
+    state = build_model(cfg).backbone.bottom_up.state_dict()
+    torch.save(state, tmp_path / "backbone.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "backbone.pth")
+    with pytest.raises(gram.WeightError, match="missing: "):
+        gram.GramPredictor(cfg)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        gram.GramCheckpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
 
 
 SMALL = (

@@ -320,6 +320,20 @@ def test_fixed_random_parts_are_warned_about(arguments, warns, log):
     assert any("stays random" in line for line in log) == warns
 
 
+def test_the_advice_to_train_from_scratch_works_in_an_inheriting_config(log, tmp_path):
+    leaf = CONFIGS / "faster_rcnn/faster-rcnn_aognet-12m_fpn_1x_coco.py"
+    MODELS.build(Config.fromfile(leaf).model.backbone).init_weights()
+    advice = next(line for line in log if "stays random" in line)
+    settings = re.search(r"set (.*)\.$", advice)[1].replace(" and ", ", ")
+    file = tmp_path / "mine.py"
+    file.write_text(f"_base_ = {str(leaf)!r}\nmodel = dict(backbone=dict({settings}))\n")
+    log.clear()
+    backbone = MODELS.build(Config.fromfile(file).model.backbone)
+    backbone.init_weights()
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert not any("stays random" in line for line in log)
+
+
 # Detectors
 
 
@@ -410,6 +424,9 @@ def test_data_root_is_replaced_wherever_a_path_begins_with_it():
     assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == file
     assert cfg.model.backbone.type == "AOGNet"
     assert Config.fromstring(cfg.pretty_text, ".py").val_evaluator.ann_file == file
+    cfg = Config(dict(data_root="data/mine", a="data/mine/a.json", b="data/mine_val/a.json"))
+    set_data_root(cfg, "/x")
+    assert (cfg.data_root, cfg.a, cfg.b) == ("/x/", "/x/a.json", "data/mine_val/a.json")
     with pytest.raises(ValueError, match="no top-level data_root"):
         set_data_root(Config(dict(model=dict())), "x")
 
@@ -417,10 +434,13 @@ def test_data_root_is_replaced_wherever_a_path_begins_with_it():
 def test_missing_data_is_listed_with_its_paths(tmp_path):
     inner = dict(data_root=str(tmp_path), ann_file="a.json", data_prefix=dict(img="images/"))
     cfg = Config(dict(train_dataloader=dict(dataset=dict(type="RepeatDataset", dataset=inner))))
+    cfg.train_evaluator = dict(ann_file=str(tmp_path / "truth.json"))
     with pytest.raises(FileNotFoundError) as caught:
         check_data(cfg)
     assert str(tmp_path / "a.json") in str(caught.value)
     assert str(tmp_path / "images") in str(caught.value)
+    assert str(tmp_path / "truth.json") in str(caught.value)
+    (tmp_path / "truth.json").write_text("{}")
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "images").mkdir()
     check_data(cfg)

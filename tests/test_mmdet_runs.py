@@ -197,6 +197,31 @@ def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
     assert done.returncode and "there is no weight file" in done.stderr
 
 
+def test_resuming_without_a_checkpoint_starts_from_load_from(demo, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import train_mmdet
+
+    (tmp_path / "w.pth").touch()
+    load_from = f"load_from={tmp_path / 'w.pth'}"
+    arguments = ["train_mmdet.py", ATSS, "--data-root", demo, "--work-dir", tmp_path]
+    arguments += ["--resume", "--cfg-options", load_from]
+    monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
+    seen = []
+
+    class Runner:
+        def train(self):
+            pass
+
+    monkeypatch.setattr(
+        train_mmdet.GramRunner, "from_cfg", lambda cfg: seen.append(cfg) or Runner()
+    )
+    train_mmdet.main()
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    train_mmdet.main()
+    assert [bool(cfg.get("resume")) for cfg in seen] == [False, True]
+    assert [cfg.load_from for cfg in seen] == [str(tmp_path / "w.pth"), None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     (

@@ -219,7 +219,7 @@ def test_checkpoints_that_do_not_fit_are_refused(damage, folder, tmp_path, monke
         "classes": f"the classifier in {path} has 5 classes, the images have 2",
         "missing": "layer2.0.conv1.weight",
         "no file": str(path),
-        "base": f"{path} holds the base network of dgnet_r18",
+        "base": f"{path} holds the base network alone",
     }[damage]
     assert message.startswith("eval_robustness.py: ") and words in message, message
 

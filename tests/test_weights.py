@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_both_namings_of_the_authors_fill_aognet(rename, prefix):
     assert len(tensors) == 1927
     network = AOGNet("aognet_12m_released")
     found = load_weights(network, WeightFile("file.pth", tensors))
-    assert found.lines()[0] == "loaded 1925 of 1925 tensors from file.pth"
+    assert found.report()[0][1] == "loaded 1925 of 1925 tensors from file.pth"
     assert found.ignored == (f"{prefix}fc.weight", f"{prefix}fc.bias")
     own = source.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
@@ -106,6 +107,16 @@ def test_weights_of_other_libraries_give_their_networks_logits(case):
     with torch.no_grad():
         wanted = source(x)
         torch.testing.assert_close(network.eval()(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("edges", ("static", "er", "ba", "ws"))
+def test_networks_with_fixed_edges_are_filled_too(edges):
+    network = DGNet("dgnet_r18", edges=edges)
+    found = load_weights(network, WeightFile("base", models.resnet18().state_dict()))
+    assert found.kept and all(name.endswith(".edge_weights") for name in found.kept)
+    source = DGNet("dgnet_r18", edges=edges, router_bias=1.0).state_dict()
+    load_weights(network, WeightFile("own", source))
+    assert all(torch.equal(value, source[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -218,6 +229,34 @@ def test_the_tool_converts_a_pickle_only_when_it_is_allowed(tmp_path):
     check_ended_well(done)
     assert '"source_sha256"' in done.stdout
     assert read_weight_file(tmp_path / "target.safetensors").tensors.keys() == state.keys()
+
+
+def test_half_precision_is_widened_where_numpy_has_none(tmp_path):
+    state = AOGNet("aognet_4m").bfloat16().state_dict()
+    torch.save(state, tmp_path / "source.pth")
+    convert_weights(tmp_path / "source.pth", tmp_path / "target.pkl", "aognet_4m")
+    tensors = read_weight_file(tmp_path / "target.pkl").tensors
+    assert all(torch.equal(value.float(), tensors[n].float()) for n, value in state.items())
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    torch.save(AOGNet("aognet_4m").state_dict(), tmp_path / "source.pth")
+    (tmp_path / "target.pth").mkdir()
+    with pytest.raises(OSError, match="target.pth"):
+        convert_weights(tmp_path / "source.pth", tmp_path / "target.pth", "aognet_4m")
+    assert {p.name for p in tmp_path.iterdir()} == {"source.pth", "target.pth"}
+
+
+def test_the_zoo_s_licence_goes_with_its_files(tmp_path, monkeypatch):
+    torch.save(models.resnet18().state_dict(), tmp_path / "source.pth")
+    name = "dgnet_r18.tv_in1k"
+    record = replace(WEIGHTS[name], sha256=file_hash(tmp_path / "source.pth"))
+    monkeypatch.setitem(WEIGHTS, name, record)
+    for licence in (None, "mine"):
+        arguments = (tmp_path / "source.pth", tmp_path / "target.pth", "dgnet_r18")
+        written = convert_weights(*arguments, licence=licence)
+        assert written["licence"] == licence or "BSD-3-Clause" in written["licence"]
+        assert written["top1"] == str(record.top1)
 
 
 @pytest.mark.parametrize("name", list_weights())

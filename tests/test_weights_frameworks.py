@@ -27,19 +27,27 @@ from .test_d2 import small_config
 from .test_weight_files import DAMAGES, damage, server  # noqa: F401 (server is a fixture)
 from .test_weights import TINY, second_names, settled
 
-# Our model, the network that the file is of, its module that gives res5, and its file's names.
+# Our model, the network that the file is of, its modules that give res2 to res5, and its file's
+# names.
+RES = ["res2", "res3", "res4", "res5"]
+LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 SOURCES = {
-    "aognet_12m first naming": ("aognet_12m_released", None, "res5", authors),
-    "aognet_12m second naming": ("aognet_12m_released", None, "res5", second_names),
-    "resnet50": ("dgnet_r50", models.resnet50, "layer4", detectron2_resnet),
-    "resnext50": ("dgnet_x50", models.resnext50_32x4d, "layer4", str),
+    "aognet_12m first naming": ("aognet_12m_released", None, RES, authors),
+    "aognet_12m second naming": ("aognet_12m_released", None, RES, second_names),
+    "resnet50": ("dgnet_r50", models.resnet50, LAYERS, detectron2_resnet),
+    "resnext50": ("dgnet_x50", models.resnext50_32x4d, LAYERS, str),
     "mobilenetv2": (
         "dgnet_mobilenet_v2",
         lambda: timm.create_model("mobilenetv2_100"),
-        "blocks.6",
+        ["blocks.1", "blocks.2", "blocks.4", "blocks.6"],
         str,
     ),
-    "regnetx": ("dgnet_regnetx_600m", lambda: timm.create_model("regnetx_006"), "s4", str),
+    "regnetx": (
+        "dgnet_regnetx_600m",
+        lambda: timm.create_model("regnetx_006"),
+        ["s1", "s2", "s3", "s4"],
+        str,
+    ),
 }
 
 
@@ -63,24 +71,24 @@ def mmdet_backbone(model, **kwargs):
     return MODELS.build(dict(type=type_, variant=model, **kwargs))
 
 
-def features_of(source, module, x):
+def features_of(source, modules, x):
     seen = []
-    handle = source.get_submodule(module).register_forward_hook(lambda m, a, out: seen.append(out))
+    for module in modules:
+        source.get_submodule(module).register_forward_hook(lambda m, a, out: seen.append(out))
     with torch.no_grad():
         source(x)
-    handle.remove()
-    return seen[0]
+    return seen
 
 
 @pytest.mark.parametrize("case", SOURCES)
 def test_round_trip_into_both_frameworks(case, tmp_path, caplog):
-    model, build, module, rename = SOURCES[case]
+    model, build, modules, rename = SOURCES[case]
     source = settled(build() if build else create_model(model))
     foreign, file = tmp_path / "foreign.pth", tmp_path / "converted.pth"
     torch.save({rename(n): v for n, v in source.state_dict().items()}, foreign)
     convert_weights(foreign, file, model)
     x = torch.randn(2, 3, 64, 96)
-    wanted = features_of(source, module, x)
+    wanted = features_of(source, modules, x)
 
     detector = build_model(config_for("faster_rcnn_{family}_fpn_1x", model)).eval()
     with caplog.at_level(logging.INFO):
@@ -88,13 +96,14 @@ def test_round_trip_into_both_frameworks(case, tmp_path, caplog):
     own = detector.backbone.bottom_up.state_dict()
     assert f"loaded {len(own)} of {len(own)} tensors from {file}" in caplog.text
     with torch.no_grad():
-        first = detector.backbone.bottom_up(x)["res5"]
+        first = detector.backbone.bottom_up(x).values()
     backbone = mmdet_backbone(model, init_cfg=dict(type="Pretrained", checkpoint=str(file)))
     backbone.init_weights()
     with torch.no_grad():
-        second = backbone.eval()(x)[-1]
+        second = backbone.eval()(x)
     for features in (first, second):
-        assert (features - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+        for found, feature in zip(features, wanted, strict=True):
+            assert (found - feature).abs().max() <= 1e-6 * feature.abs().max()
 
 
 @pytest.mark.parametrize("model", ("aognet_4m", "dgnet_r18"))

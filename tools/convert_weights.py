@@ -43,7 +43,7 @@ def main() -> None:
             licence=args.licence,
             allow_pickle=args.allow_pickle,
         )
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"convert_weights.py: {error}")
     print(json.dumps(record, indent=2))
 

@@ -27,10 +27,10 @@ def main() -> None:
     try:
         cfg = load_config(args, ("test_dataloader",))
         check_checkpoint(args.checkpoint)
+        prepare_cpu_processes(cfg)
     except (FileNotFoundError, KeyError, ValueError) as error:
         sys.exit(f"test_mmdet.py: {type(error).__name__}: {error}")
     cfg.load_from = args.checkpoint
-    prepare_cpu_processes(cfg)
     runner = GramRunner.from_cfg(cfg)
     try:
         runner.test()

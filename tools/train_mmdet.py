@@ -10,7 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
+from mmengine.runner import find_latest_checkpoint
 
 from gram_backbones.mmdet.runs import (
     GramRunner,
@@ -87,7 +89,7 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="FILE",
-        help="go on from a checkpoint, by default the last one in the work dir; it is trusted",
+        help="go on from a checkpoint, by default the work dir's last, if any; it is trusted",
     )
     return parser.parse_args()
 
@@ -96,10 +98,14 @@ def main() -> None:
     args = parse_args()
     try:
         cfg = load_config(args, ("train_dataloader", "val_dataloader"))
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == "auto" else args.resume
+        if args.resume and args.resume != "auto":
+            cfg.resume, cfg.load_from = True, args.resume
+        elif args.resume and find_latest_checkpoint(cfg.work_dir):
+            cfg.resume, cfg.load_from = True, None
         check_checkpoint(cfg.get("load_from"))
+        if args.amp and not torch.cuda.is_available():
+            raise ValueError("--amp takes a GPU")
+        prepare_cpu_processes(cfg)
     except (FileNotFoundError, KeyError, ValueError) as error:
         sys.exit(f"train_mmdet.py: {type(error).__name__}: {error}")
     if args.amp:
@@ -107,7 +113,6 @@ def main() -> None:
         cfg.optim_wrapper.loss_scale = "dynamic"
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
-    prepare_cpu_processes(cfg)
     runner = GramRunner.from_cfg(cfg)
     try:
         runner.train()

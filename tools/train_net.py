@@ -6,6 +6,7 @@ tools/train_net.py --config … --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 import argparse
+import os
 import sys
 
 import torch
@@ -16,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from gram_backbones.d2 import GramCheckpointer, GramTrainer, add_gram_backbones_config
 from gram_backbones.d2.datasets import check_datasets
+from gram_backbones.weight_files import WeightError, local_file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,21 +39,30 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
         print("There is no GPU here: running on the CPU.", file=sys.stderr)
     names = list(cfg.DATASETS.TEST)
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+    resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
         raise ValueError("--eval-only needs a trained model: append MODEL.WEIGHTS model_final.pth")
+    if not resumes and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
+        local_file(cfg.MODEL.WEIGHTS)  # raises where there is none
     check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
     cfg.freeze()
     return cfg
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
+    try:
+        run(cfg, args)
+    except WeightError as error:
+        sys.exit(f"train_net.py: {error}")
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gram_backbones")
     if args.eval_only:
         model = GramTrainer.build_model(cfg)
-        GramCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        checkpointer = GramCheckpointer(model, cfg.OUTPUT_DIR, heads="exact")
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         GramTrainer.test(cfg, model)
         return
     trainer = GramTrainer(cfg)

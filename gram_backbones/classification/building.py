@@ -9,6 +9,7 @@ import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..registry import create_model
 from .recipes import Recipe
@@ -80,11 +81,28 @@ def build_classifier(name: str, num_classes: int, recipe: Recipe) -> nn.Module:
             raise ValueError(f"dropout is {recipe.dropout}; {name} has no such layer, allowed is 0")
         for layer in layers:
             layer.p = recipe.dropout
+    if recipe.goyal_start:
+        _start_as_goyal(model)
     if recipe.image_size < model.size_divisibility:
         raise ValueError(
             f"image_size is {recipe.image_size}; {name} takes {model.size_divisibility} and more"
         )
     return model
+
+
+def _start_as_goyal(model: nn.Module) -> None:
+    """Blocks start as their shortcuts, and logits near 0 (Goyal et al. 2017, section 5.1).
+
+    Raises:
+        ValueError: the model has none of torchvision's residual blocks.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, (BasicBlock, Bottleneck))]
+    if not blocks:
+        raise ValueError("this recipe is for ResNets and ResNeXts: it starts their blocks")
+    for block in blocks:
+        last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+        nn.init.zeros_(last.weight)
+    nn.init.normal_(model.fc.weight, std=0.01)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ def write_metrics(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's dict, tensors on the CPU.
+    """A checkpoint's dict to resume from, tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -74,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except Exception as error:  # a damaged file makes torch stumble over anything
         reason = (str(error).strip() or "it is empty").splitlines()[0]
         raise ValueError(f"{path} is not read: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
@@ -83,7 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load a whole classifier.
+    """Load the state that a run was left with, every tensor of it.
 
     Raises:
         ValueError: tensors are missing, left over or of another shape; the message names some.

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..weights import load_classifier_weights
 from .building import (
     AMP_DTYPES,
     RunConfig,
@@ -59,12 +60,13 @@ class Evaluation:
     Args:
         config: model, classes, batch size and type of the run.
         val_set: images and labels.
-        path: checkpoint; its ``state_dict`` is evaluated.
+        path: weight file of the whole classifier, such as a run's checkpoint.
         processes: this process among all.
         workers: processes that load images, per process.
 
     Raises:
-        FileNotFoundError, ValueError: a file that is no checkpoint, or of another network.
+        FileNotFoundError, WeightError: see
+            :func:`gram_backbones.weights.load_classifier_weights`.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Evaluation:
     ):
         self.config, self.processes = config, processes
         self.model = build_classifier(config.model, config.num_classes, config.recipe)
-        fill_classifier(self.model, read_checkpoint(path)["state_dict"], path)
+        load_classifier_weights(self.model, path)
         self.model.to(processes.device)
         batch = max(1, config.batch_size // processes.count)
         share = dict(rank=processes.rank, count=processes.count, num_workers=workers)

@@ -25,6 +25,8 @@ class Recipe:
         weight_decay: L2 penalty.
         optimizer: timm's name, ``"momentum"`` for classical and ``"sgd"`` for Nesterov's momentum.
         decay_norms: whether scales and offsets of norms decay too.
+        goyal_start: whether the last norm of every residual block starts with scale 0, and the
+            classifier with a standard deviation of 0.01.
         warmup_epochs: length of the linear warm-up.
         warmup_start: learning rate of the first update, as a share of ``lr``.
         label_smoothing: share of the target that is spread over all classes.
@@ -47,6 +49,7 @@ class Recipe:
     weight_decay: float
     optimizer: str = "momentum"
     decay_norms: bool = True
+    goyal_start: bool = False
     warmup_epochs: float = 5
     warmup_start: float = 0.25
     label_smoothing: float = 0.0
@@ -125,7 +128,8 @@ RECIPES = {
         image_size=32,
         augmentation="padded_crop",
     ),
-    # "Other details" as in Goyal et al., section 5.1: Nesterov's momentum, no decay of norms.
+    # "Other details" as in Goyal et al., section 5.1: Nesterov's momentum, no decay of norms, and
+    # how blocks and classifier start.
     "dgnet_resnet": Recipe(
         source="DG-Net, appendix 6.1, ResNets and ResNeXt",
         lr=0.4,
@@ -134,6 +138,7 @@ RECIPES = {
         weight_decay=1e-4,
         optimizer="sgd",
         decay_norms=False,
+        goyal_start=True,
         label_smoothing=0.1,
     ),
     # "Other details" as in RegNet's pycls: Nesterov's momentum, warm-up from a tenth.

@@ -124,7 +124,7 @@ class GramTrainer(DefaultTrainer):
 
 
 class GramPredictor(DefaultPredictor):
-    """``DefaultPredictor`` whose ``MODEL.WEIGHTS`` fill every backbone tensor, or it raises."""
+    """``DefaultPredictor`` whose ``MODEL.WEIGHTS`` fill the whole detector, or it raises."""
 
     def __init__(self, cfg: CfgNode):
         if not cfg.MODEL.WEIGHTS:
@@ -136,7 +136,7 @@ class GramPredictor(DefaultPredictor):
         self.cfg = cfg.clone()
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        GramCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        GramCheckpointer(self.model, heads="exact").load(cfg.MODEL.WEIGHTS)
 
 
 def _draw_results(cfg: CfgNode, dataset_name: str) -> None:

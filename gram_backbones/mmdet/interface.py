@@ -10,7 +10,7 @@ from mmengine.model import PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..weights import load_weights
+from ..weights import is_counter, load_weights
 
 InitCfg = dict[str, Any] | Sequence[dict[str, Any]] | None
 
@@ -22,7 +22,7 @@ class MMDetInterface:
     """
 
     norm_eval = False
-    _missing_file: str | None = None
+    missing_file: str | None = None  # what to say until something fills the module
 
     def _adapt(self, norm_eval: bool, init_cfg: InitCfg) -> None:
         self.norm_eval = norm_eval
@@ -65,37 +65,43 @@ class MMDetInterface:
         if was_initialised:
             return
         for cfg in pretrained:
-            self._load_pretrained(cfg)
+            self.is_init = False  # until it is filled: a corrected init_cfg is to be loaded
+            self.is_init = self._load_pretrained(cfg)
         if not cfgs and _has_fixed_random_parts(self):
             print_log(
                 f"{type(self).__name__} has no init_cfg: what frozen_stages and norm_eval fix "
                 "stays random, unless load_from or a resumed checkpoint fills it. To train from "
-                "scratch, set frozen_stages=-1, norm_eval=False and norm_cfg=dict(type='BN').",
+                "scratch, set frozen_stages=-1, norm_eval=False and "
+                "norm_cfg=dict(type='BN', requires_grad=True).",
                 logger="current",
                 level=30,
             )
 
-    def _load_pretrained(self, cfg: dict[str, Any]) -> None:
+    def _load_pretrained(self, cfg: dict[str, Any]) -> bool:
+        """Whether there was a file; what it leaves unfilled is an error."""
         prefix = f"{cfg['prefix'].rstrip('.')}." if cfg.get("prefix") else ""
         try:
             found = load_weights(self, cfg["checkpoint"], prefix)
         except FileNotFoundError as error:
-            self._missing_file = str(error)
+            self.missing_file = str(error)
             print_log(f"{error}: only a resumed run can do without it", "current", level=30)
-            return
-        for line in found.lines():
-            print_log(line, logger="current")
+            return False
+        self.missing_file = None
+        for level, line in found.report():
+            print_log(line, "current", level)
+        return True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # Called by every load_state_dict, of the module itself or of a detector around it.
-        if self._missing_file and all(prefix + name in state_dict for name in self.state_dict()):
-            self._missing_file = None
+        names = (name for name in self.state_dict() if not is_counter(name))
+        if self.missing_file and all(prefix + name in state_dict for name in names):
+            self.missing_file = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, *args, **kwargs):
         """See the core class; refused while a weight file is missing."""
-        if self._missing_file:
-            raise FileNotFoundError(self._missing_file)
+        if self.missing_file:
+            raise FileNotFoundError(self.missing_file)
         return super().forward(*args, **kwargs)
 
 

@@ -13,9 +13,10 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
+from torch import nn
 
-from ..weight_files import read_weight_file
-from ..weights import fit_detector_parts, load_weights
+from ..detector_weights import fit_detector
+from ..weight_files import WeightError, read_weight_file
 from .interface import MMDetInterface
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -27,7 +28,7 @@ def set_data_root(cfg: Config, root: str) -> None:
     Raises:
         ValueError: the config has no ``data_root``.
     """
-    old = cfg.get("data_root")
+    old = os.path.join(cfg.get("data_root") or "", "")
     if not old:
         raise ValueError(
             "the config has no top-level data_root to replace; set the paths of its dataloaders "
@@ -41,7 +42,8 @@ def set_data_root(cfg: Config, root: str) -> None:
 
 def _replaced(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str):
-        return new + value[len(old) :] if value.startswith(old) else value
+        whole = os.path.join(value, "") == old
+        return new if whole else new + value[len(old) :] if value.startswith(old) else value
     if isinstance(value, dict):
         return type(value)({k: _replaced(v, old, new) for k, v in value.items()})
     if isinstance(value, (list, tuple)):
@@ -64,6 +66,11 @@ def check_data(cfg: Config, loaders: Iterable[str] = LOADERS) -> None:
             paths = [p for p in [dataset.get("ann_file"), *prefixes] if isinstance(p, str) and p]
             paths = [path if "://" in path else os.path.join(root, path) for path in paths]
             missing += [p for p in paths if "://" not in p and not os.path.exists(p)]
+        evaluators = cfg.get(loader.replace("dataloader", "evaluator")) or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            file = evaluator.get("ann_file")
+            if file and "://" not in file and not os.path.exists(file):
+                missing.append(file)
     if missing:
         listed = "\n".join(f"  {path}" for path in dict.fromkeys(missing))
         raise FileNotFoundError(
@@ -87,9 +94,14 @@ def prepare_cpu_processes(cfg: Config) -> None:
     """Let several processes train without GPUs; nothing happens where there are GPUs.
 
     MMEngine calls CUDA when it starts processes, and gives DDP device ids, an error on CPUs.
+
+    Raises:
+        ValueError: without GPUs, processes that torchrun did not start.
     """
     if cfg.get("launcher", "none") == "none" or torch.cuda.is_available():
         return
+    if cfg.launcher != "pytorch":
+        raise ValueError(f"launcher is {cfg.launcher!r}; without GPUs allowed are none, pytorch")
     torch.distributed.init_process_group("gloo")
     wrapper = cfg.get("model_wrapper_cfg") or {
         "type": "MMDistributedDataParallel",
@@ -130,16 +142,33 @@ class GramRunner(Runner):
     """MMEngine's runner, strict about what it loads.
 
     ``load_from`` is read as `gram_backbones.weight_files` reads: nothing in the file runs. It fills
-    the whole detector; a file of a backbone alone, or of another detector, is refused.
+    the whole detector; a file of a backbone alone, or of another detector, is refused. Only before
+    training may predictors of another number of classes keep their start.
     A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
 
     Raises:
-        FileNotFoundError, gram_backbones.weight_files.WeightError: see
-            :func:`gram_backbones.weights.load_weights` and
-            :func:`gram_backbones.weights.fit_detector_parts`; nothing was changed.
+        FileNotFoundError: there is no such file.
+        WeightError: the file is not read or leaves a tensor unfilled, and nothing was changed; or
+            a backbone's ``init_cfg`` names a file that does not exist, and nothing else filled it.
     """
 
     _resumes = False
+    _heads = "exact"
+
+    def train(self) -> nn.Module:
+        """Train, and return the model."""
+        self._heads = "other_classes"
+        try:
+            return super().train()
+        finally:
+            self._heads = "exact"
+
+    def load_or_resume(self) -> None:
+        """MMEngine's; then every weight file that was asked for has been found."""
+        super().load_or_resume()
+        for module in self._parts().values():
+            if module.missing_file:
+                raise WeightError(module.missing_file)
 
     def resume(self, *args, **kwargs) -> None:
         """MMEngine's, with every tensor of the model restored."""
@@ -150,23 +179,25 @@ class GramRunner(Runner):
         finally:
             self._resumes = False
 
-    def load_checkpoint(self, filename: str, *args, **kwargs):
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Fill the detector from a file; see the class."""
         if self._resumes:
             return super().load_checkpoint(filename, *args, **{**kwargs, "strict": True})
-        file = read_weight_file(filename)
         model = getattr(self.model, "module", self.model)
-        ours = {n: m for n, m in model.named_modules() if isinstance(m, MMDetInterface)}
-        inside = tuple(f"{name}." for name in ours)
-        rest = {n: v for n, v in model.state_dict().items() if not n.startswith(inside)}
-        rest = {n: v for n, v in rest.items() if not n.endswith("num_batches_tracked")}
-        values, resized = fit_detector_parts(rest, file.tensors, str(filename))
-        for module in ours.values():
-            for line in load_weights(module, file).lines():
-                self.logger.info(line)
-        model.load_state_dict(values, strict=False)
-        self.logger.info(f"loaded {len(values)} tensors of neck and heads from {filename}")
-        if resized:
-            names = ", ".join(resized)
-            self.logger.warning(f"kept at their start, for another number of classes: {names}")
+        file = read_weight_file(filename)
+        found = fit_detector(model.state_dict(), self._parts(), file, heads=self._heads)
+        model.load_state_dict(found.values, strict=False)
+        for module in self._parts().values():
+            module.missing_file = None
+        for level, line in found.report():
+            self.logger.log(level, line)
         self._has_loaded = True
+        checkpoint = {"state_dict": model.state_dict()}
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # fills EMAHook's copy
+        return checkpoint
+
+    def _parts(self) -> dict[str, MMDetInterface]:
+        """The detector's networks and stages of ours, by what stands before their tensors."""
+        model = getattr(self.model, "module", self.model)
+        modules = model.named_modules()
+        return {f"{n}." if n else "": m for n, m in modules if isinstance(m, MMDetInterface)}

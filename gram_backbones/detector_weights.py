@@ -1,0 +1,183 @@
+"""A whole detector's weights: its backbone, a C4 head's last stage, its neck and heads."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from .weight_files import WeightError, WeightFile
+from .weights import Fit, Variant, describe_tensor, fit, is_counter, network_tensors, shorten
+
+HEADS = ("optional", "other_classes", "exact")
+# Buffers that a detector's config gives.
+_GIVEN = ("pixel_mean", "pixel_std")
+# Layers whose size goes with the number of classes, by the frameworks' names; RPNs' do not.
+_BY_CLASSES = re.compile(
+    r"(\bbox_predictor\.(\d+\.)?(cls_score|bbox_pred)|\bcls_score|_cls|\bfc_reg|\bpredictor"
+    r"|\bconv_logits|\bcls_branches(\.\d+)?|\bclass_embed(\.\d+)?)\.(weight|bias)$"
+)
+
+
+@dataclass(frozen=True)
+class DetectorFit:
+    """What of a file goes where in a detector.
+
+    Attributes:
+        source: the file.
+        values: what the detector's tensors become, by their names in it.
+        networks: what each network becomes; a C4 head's stage is a part of its backbone's.
+        heads: how many tensors of neck and heads are among ``values``.
+        resized: those of another number of classes, which keep their start.
+    """
+
+    source: str
+    values: Mapping[str, Tensor]
+    networks: tuple[Fit, ...]
+    heads: int
+    resized: tuple[str, ...]
+
+    def report(self) -> list[tuple[int, str]]:
+        """Levels and lines to log: what proves the load, and what was not used."""
+        lines = [line for network in self.networks for line in network.report()]
+        if self.heads:
+            text = f"loaded {self.heads} tensors of neck and heads from {self.source}"
+            lines.append((logging.INFO, text))
+        if self.resized:
+            names = ", ".join(self.resized)
+            text = f"kept at their start, for another number of classes: {names}"
+            lines.append((logging.WARNING, text))
+        return lines
+
+
+@dataclass
+class _Network:
+    """A family's network in a detector.
+
+    Attributes:
+        variant: row that it was built from.
+        places: its tensors' names in the detector, by their names in the whole network.
+        roots: what stands before its parts' names in the detector, and what does in the network.
+    """
+
+    variant: Variant
+    places: dict[str, str] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
+
+    def own_names(self, file: WeightFile) -> WeightFile | None:
+        """The file's part that is this network's, where the file has this detector's names."""
+        if not all(is_counter(n) or place in file.tensors for n, place in self.places.items()):
+            return None
+        tensors = {}
+        for name, value in file.tensors.items():
+            if (root := _begins(name, self.roots)) is not None:
+                tensors[self.roots[root] + name.removeprefix(root)] = value
+        return WeightFile(file.source, tensors, file.record)
+
+
+def _begins(name: str, roots: Mapping[str, str]) -> str | None:
+    return next((root for root in roots if name.startswith(root)), None)
+
+
+def fit_detector(
+    own: Mapping[str, Tensor],
+    parts: Mapping[str, nn.Module],
+    file: WeightFile,
+    *,
+    heads: str = "optional",
+) -> DetectorFit:
+    """Find every tensor of a detector in a file.
+
+    The file is of the detector itself, or of a backbone alone or in another detector, under any
+    names that `gram_backbones.weight_names` knows.
+
+    Args:
+        own: the detector's tensors by name.
+        parts: the networks and stages of ours in it, by what stands before their names.
+        file: what was read.
+        heads: what the file owes outside the backbone. ``"optional"``: all of neck and heads, or
+            nothing; ``"other_classes"``: all, and predictors of another number of classes keep
+            their start (as with ``"optional"``); ``"exact"``: all.
+
+    Raises:
+        ValueError: another ``heads``.
+        WeightError: tensors are missing, have another shape, are not finite, or are left over in
+            the backbone. The message names them.
+    """
+    if heads not in HEADS:
+        raise ValueError(f"heads is {heads!r}; allowed are {HEADS}")
+    tensors = {name.removeprefix("module."): value for name, value in file.tensors.items()}
+    file = WeightFile(file.source, tensors, file.record)
+    values, fits = {}, []
+    networks = _networks(parts)
+    for network in networks:
+        mine = network.own_names(file)
+        wanted = {whole: own[place] for whole, place in network.places.items()}
+        fits.append(fit(wanted, network.variant, mine or file))
+        values |= {network.places[whole]: value for whole, value in fits[-1].values.items()}
+    places = {place for network in networks for place in network.places.values()}
+    owed = {n: v for n, v in own.items() if n not in places and not n.endswith(_GIVEN)}
+    owed = {n: v for n, v in owed.items() if not is_counter(n)}
+    rest, resized = {}, []
+    if heads != "optional" or owed.keys() & tensors.keys():
+        rest, resized = _fit_heads(owed, file, other_classes=heads != "exact")
+    taken = {*values, *rest, *resized}
+    fits = [
+        replace(
+            found,
+            ignored=tuple(n for n in found.ignored if n not in taken),
+            others=tuple(n for n in found.others if n not in taken),
+        )
+        for found in fits
+    ]
+    return DetectorFit(file.source, {**values, **rest}, tuple(fits), len(rest), tuple(resized))
+
+
+def _networks(parts: Mapping[str, nn.Module]) -> list[_Network]:
+    """Whole networks: a C4 detector's backbone with its head's stage; a teacher besides."""
+    networks: list[_Network] = []
+    for root, module in parts.items():
+        variant, names = network_tensors(module)
+        places = {whole: root + name for whole, name in names.items()}
+        fitting = (n for n in networks if n.variant == variant and not n.places.keys() & places)
+        network = next(fitting, None)
+        if network is None:
+            network = _Network(variant)
+            networks.append(network)
+        network.places |= places
+        whole, name = next(iter(names.items()))
+        network.roots[root] = whole.removesuffix(name)
+    return networks
+
+
+def _fit_heads(
+    own: Mapping[str, Tensor], file: WeightFile, *, other_classes: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What neck and heads become, and the names of those for another number of classes."""
+    values, missing, wrong, resized = {}, [], [], []
+    for name, mine in own.items():
+        value = file.tensors.get(name)
+        if value is None:
+            missing.append(name)
+        elif value.shape == mine.shape and value.is_floating_point() == mine.is_floating_point():
+            values[name] = value
+        elif other_classes and _goes_with_classes(name) and value.shape[1:] == mine.shape[1:]:
+            resized.append(name)
+        else:
+            wrong.append(f"{name} of {describe_tensor(value)}, not {describe_tensor(mine)}")
+    infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
+    problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
+    if any(problems.values()):
+        parts = [f"{what}: {shorten(names)}" for what, names in problems.items() if names]
+        raise WeightError(
+            f"{file.source} fills {len(values) - len(infinite)} of {len(own)} tensors of this "
+            f"detector's neck and heads; {'; '.join(parts)}"
+        )
+    return values, resized
+
+
+def _goes_with_classes(name: str) -> bool:
+    return "rpn" not in name and _BY_CLASSES.search(name) is not None
