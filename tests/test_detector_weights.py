@@ -109,9 +109,9 @@ def test_a_backbone_s_file_is_enough_only_where_it_may_be():
 class Small(nn.Module):
     """A detector with MMDetection's backbone."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, type="AOGNet", variant=TINY, **kwargs):
         super().__init__()
-        self.backbone = MODELS.build(dict(type="AOGNet", variant=TINY, **kwargs))
+        self.backbone = MODELS.build(dict(type=type, variant=variant, **kwargs))
         self.head = nn.Linear(48, 2)
 
     def init_weights(self):
@@ -156,6 +156,22 @@ def test_a_file_without_counters_does_without_a_missing_init_cfg(tmp_path):
     model.init_weights()
     model.load_state_dict(state, strict=False)
     assert len(model(x)) == 4
+
+
+def test_a_detector_on_the_base_network_starts_one_on_a_dgnet(tmp_path, caplog):
+    source = settled(Small("DGNet", "dgnet_r18", edges="chain"))
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "trained.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "gone.pth"))
+    model = Small("DGNet", "dgnet_r18", init_cfg=init_cfg)
+    model.init_weights()
+    runner = runner_of(model, tmp_path)
+    runner.logger.addHandler(caplog.handler)  # MMEngine's loggers stand alone
+    with caplog.at_level(logging.INFO):
+        runner.load_checkpoint(str(tmp_path / "trained.pth"))
+    assert "kept at their start" in caplog.text and "ignored" not in caplog.text
+    assert len(model(torch.randn(1, 3, 64, 64))) == 4
+    own = model.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in source.state_dict().items())
 
 
 def test_a_new_run_stops_at_a_missing_init_cfg_before_it_trains(tmp_path):
