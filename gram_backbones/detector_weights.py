@@ -32,6 +32,7 @@ class DetectorFit:
         networks: what each network becomes; a C4 head's stage is a part of its backbone's.
         heads: how many tensors of neck and heads are among ``values``.
         resized: those of another number of classes, which keep their start.
+        others: names in the file that nothing in the detector has.
     """
 
     source: str
@@ -39,12 +40,16 @@ class DetectorFit:
     networks: tuple[Fit, ...]
     heads: int
     resized: tuple[str, ...]
+    others: tuple[str, ...]
 
     def report(self) -> list[tuple[int, str]]:
         """Levels and lines to log: what proves the load, and what was not used."""
         lines = [line for network in self.networks for line in network.report()]
         if self.heads:
             text = f"loaded {self.heads} tensors of neck and heads from {self.source}"
+            lines.append((logging.INFO, text))
+        if self.others:
+            text = f"ignored in the file, not in this detector: {shorten(self.others)}"
             lines.append((logging.INFO, text))
         if self.resized:
             names = ", ".join(self.resized)
@@ -67,19 +72,20 @@ class _Network:
     places: dict[str, str] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
 
-    def own_names(self, file: WeightFile) -> WeightFile | None:
-        """The file's part that is this network's, where the file has this detector's names."""
+    def fit(self, own: Mapping[str, Tensor], file: WeightFile) -> Fit:
+        """Find the network's tensors in a file, first under the names that they have here."""
+        wanted = {whole: own[place] for whole, place in self.places.items()}
         if not all(is_counter(n) or place in file.tensors for n, place in self.places.items()):
-            return None
-        tensors = {}
+            return fit(wanted, self.variant, file)
+        mine, others = {}, []
         for name, value in file.tensors.items():
-            if (root := _begins(name, self.roots)) is not None:
-                tensors[self.roots[root] + name.removeprefix(root)] = value
-        return WeightFile(file.source, tensors, file.record)
-
-
-def _begins(name: str, roots: Mapping[str, str]) -> str | None:
-    return next((root for root in roots if name.startswith(root)), None)
+            root = next((root for root in self.roots if name.startswith(root)), None)
+            if root is None:
+                others.append(name)
+            else:
+                mine[self.roots[root] + name.removeprefix(root)] = value
+        found = fit(wanted, self.variant, WeightFile(file.source, mine, file.record))
+        return replace(found, others=tuple(others))
 
 
 def fit_detector(
@@ -114,10 +120,9 @@ def fit_detector(
     values, fits = {}, []
     networks = _networks(parts)
     for network in networks:
-        mine = network.own_names(file)
-        wanted = {whole: own[place] for whole, place in network.places.items()}
-        fits.append(fit(wanted, network.variant, mine or file))
-        values |= {network.places[whole]: value for whole, value in fits[-1].values.items()}
+        found = network.fit(own, file)
+        fits.append(found)
+        values |= {network.places[whole]: value for whole, value in found.values.items()}
     places = {place for network in networks for place in network.places.values()}
     owed = {n: v for n, v in own.items() if n not in places and not n.endswith(_GIVEN)}
     owed = {n: v for n, v in owed.items() if not is_counter(n)}
@@ -125,15 +130,12 @@ def fit_detector(
     if heads != "optional" or owed.keys() & tensors.keys():
         rest, resized = _fit_heads(owed, file, other_classes=heads != "exact")
     taken = {*values, *rest, *resized}
-    fits = [
-        replace(
-            found,
-            ignored=tuple(n for n in found.ignored if n not in taken),
-            others=tuple(n for n in found.others if n not in taken),
-        )
-        for found in fits
-    ]
-    return DetectorFit(file.source, {**values, **rest}, tuple(fits), len(rest), tuple(resized))
+    others = [n for n in tensors if all(n in found.others for found in fits) and n not in taken]
+    others = [n for n in others if not n.endswith(_GIVEN) and not is_counter(n)]
+    values |= rest
+    ignored = [tuple(n for n in found.ignored if n not in taken) for found in fits]
+    fits = [replace(found, ignored=i, others=()) for found, i in zip(fits, ignored, strict=True)]
+    return DetectorFit(file.source, values, tuple(fits), len(rest), tuple(resized), tuple(others))
 
 
 def _networks(parts: Mapping[str, nn.Module]) -> list[_Network]:

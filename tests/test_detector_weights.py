@@ -66,6 +66,19 @@ def test_the_report_names_nothing_that_was_loaded():
     ]
 
 
+@pytest.mark.parametrize("bare", (False, True))
+def test_what_the_detector_has_no_place_for_is_named(bare):
+    model = Detector()
+    file = file_of(AOGNet(TINY) if bare else model)
+    if bare:
+        file = WeightFile("f", {f"backbone.{n}": v for n, v in file.tensors.items()})
+    file.tensors["mask_head.weight"] = torch.zeros(1)
+    file.tensors["pixel_mean"] = torch.zeros(3)
+    found = fit_detector(model.state_dict(), model.parts(), file)
+    assert found.others == ("mask_head.weight",)
+    assert "not in this detector: mask_head.weight" in found.report()[-1][1]
+
+
 @pytest.mark.parametrize("place", ("roi_head.shared_head", "rpn_head.rpn_cls"))
 def test_what_is_not_finite_is_refused(place):
     model = Detector()
