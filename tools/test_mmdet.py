@@ -9,7 +9,8 @@ import sys
 
 from train_mmdet import add_common_arguments, check_checkpoint, load_config
 
-from gram_backbones.mmdet.runs import GramRunner, end_processes, prepare_cpu_processes
+from gram_backbones.distributed import end_processes
+from gram_backbones.mmdet.runs import GramRunner, prepare_cpu_processes
 from gram_backbones.weight_files import WeightError
 
 

@@ -14,10 +14,10 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
+from gram_backbones.distributed import end_processes
 from gram_backbones.mmdet.runs import (
     GramRunner,
     check_data,
-    end_processes,
     prepare_cpu_processes,
     set_data_root,
 )

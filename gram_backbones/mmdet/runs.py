@@ -111,16 +111,6 @@ def prepare_cpu_processes(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
 
 
-def end_processes() -> None:
-    """Leave the process group together, as torch asks; MMEngine does not.
-
-    A process that goes first closes connections on which another may still be sending.
-    """
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 @contextmanager
 def own_checkpoints() -> Iterator[None]:
     """Let ``torch.load`` read what MMEngine writes next to tensors: histories and numbers.
