@@ -438,6 +438,7 @@ def test_train_net_trains_and_evaluates_and_evaluates_again(demo, tmp_path):
     assert (tmp_path / "again/inference/gram_demo_val/pictures/000001.png").is_file()
 
 
+@pytest.mark.slow
 def test_train_net_in_two_processes(demo, tmp_path):
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes take two GPUs, or none")

@@ -276,7 +276,8 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("family", ("dgnet", pytest.param("aognet", marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ("dgnet", "aognet"))
 def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(family, demo, tmp_path):
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes take two GPUs, or none")
