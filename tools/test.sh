@@ -10,7 +10,7 @@ for arg in "$@"; do
         --all) select=() ;;
         --upstream)
             export VENV=${VENV:-.venv-upstream} MMDET=upstream
-            args+=(tests/test_mmdet*.py)
+            args+=(tests/test_mmdet*.py tests/test_detector_weights.py)
             ;;
         *) args+=("$arg") ;;
     esac
