@@ -387,7 +387,7 @@ def test_train_net_checks_before_it_builds(tmp_path):
         (("--config", DEMO, "SOLVER.FOO", "3"), "FOO"),
         (("--config", DEMO, "SOLVER.MAX_ITER"), "odd|length"),
         (("--config", DEMO, "--eval-only"), "MODEL.WEIGHTS"),
-        (("--config", DEMO, "--eval-only", "--resume"), "MODEL.WEIGHTS"),
+        (("--config", DEMO, "--eval-only", "--resume", "OUTPUT_DIR", "none"), "MODEL.WEIGHTS"),
         (("--config", DEMO, "MODEL.WEIGHTS", "gone.pth"), "there is no weight file gone.pth"),
     ),
 )
