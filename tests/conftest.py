@@ -32,6 +32,41 @@ def load_reference(name: str):
     return json.loads((REFERENCE / name).read_text())
 
 
+# Every process with this on its path tells, when its interpreter starts to shut down, its threads.
+_TELL_THREADS = """
+import atexit, os
+from pathlib import Path
+
+def tell():
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    Path(__file__).with_name(f"{os.getpid()}.threads").write_text("\\n".join(names))
+
+atexit.register(tell)
+"""
+
+
+@pytest.fixture
+def threads_at_exit(tmp_path_factory, monkeypatch):
+    """A function that lists, for each process started in the test, the threads it ended with."""
+    if not Path("/proc/self/task").is_dir():
+        return list
+    folder = tmp_path_factory.mktemp("threads")
+    (folder / "sitecustomize.py").write_text(_TELL_THREADS)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+    def listed() -> list[list[str]]:
+        told = [file.read_text().split() for file in folder.glob("*.threads")]
+        assert told
+        return told
+
+    return listed
+
+
+def check_no_gloo_thread(processes: list[list[str]]) -> None:
+    """Fail if a thread of gloo was left in a process: it can abort the interpreter's end."""
+    assert not [name for names in processes for name in names if "gloo" in name]
+
+
 def check_ended_well(done: subprocess.CompletedProcess) -> None:
     """Fail with the last lines of a process, where its error is, if it ended with one."""
     lines = (done.stdout + "\n--- stderr ---\n" + done.stderr).splitlines()

@@ -9,7 +9,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.demo_dataset import make_demo_dataset
 
-from .conftest import check_ended_well
+from .conftest import check_ended_well, check_no_gloo_thread
 from .test_d2_engine import run_tool
 
 CONFIGS = {
@@ -37,7 +37,9 @@ def state_of(run, name):
 
 
 @pytest.mark.parametrize("family", ("aognet", pytest.param("dgnet", marks=pytest.mark.slow)))
-def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(family, tmp_path):
+def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
+    family, tmp_path, threads_at_exit
+):
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes take two GPUs, or none")
     make_demo_dataset(tmp_path / "gram_demo", train=10, val=1)
@@ -49,6 +51,7 @@ def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(family, tm
         done = run_tool("--config", f"d2_configs/{config}.yaml", *url, *changes, datasets=tmp_path)
         check_ended_well(done)
         ends[processes] = state_of(tmp_path / str(processes), "final")
+    check_no_gloo_thread(threads_at_exit())
     for name, value in ends[1].items():
         torch.testing.assert_close(ends[2][name], value, rtol=0, atol=1e-5, msg=name)
     first = state_of(tmp_path / "1", "0000000")

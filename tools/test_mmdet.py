@@ -32,9 +32,8 @@ def main() -> None:
     except (FileNotFoundError, KeyError, ValueError) as error:
         sys.exit(f"test_mmdet.py: {type(error).__name__}: {error}")
     cfg.load_from = args.checkpoint
-    runner = GramRunner.from_cfg(cfg)
     try:
-        runner.test()
+        GramRunner.from_cfg(cfg).test()  # no name keeps it: see end_processes
     except WeightError as error:
         sys.exit(f"test_mmdet.py: {error}")
     end_processes()

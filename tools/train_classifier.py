@@ -96,18 +96,22 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
     return Trainer(config, *data, args.output, processes, **options).run
 
 
+def run(args: argparse.Namespace, processes: Processes) -> None:
+    try:
+        job = prepare(args, processes)
+    except (OSError, ValueError) as error:
+        sys.exit(f"train_classifier.py: {error}")
+    try:
+        job()
+    except FloatingPointError as error:
+        sys.exit(f"train_classifier.py: {error}")
+
+
 def main() -> None:
     args = parse_args()
     torch.backends.cudnn.benchmark = True  # all batches of a run have one shape
     with start_processes() as processes:
-        try:
-            job = prepare(args, processes)
-        except (OSError, ValueError) as error:
-            sys.exit(f"train_classifier.py: {error}")
-        try:
-            job()
-        except FloatingPointError as error:
-            sys.exit(f"train_classifier.py: {error}")
+        run(args, processes)
 
 
 if __name__ == "__main__":

@@ -113,9 +113,8 @@ def main() -> None:
         cfg.optim_wrapper.loss_scale = "dynamic"
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
-    runner = GramRunner.from_cfg(cfg)
     try:
-        runner.train()
+        GramRunner.from_cfg(cfg).train()  # no name keeps it: see end_processes
     except WeightError as error:
         sys.exit(f"train_mmdet.py: {error}")
     end_processes()

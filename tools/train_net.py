@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from gram_backbones.d2 import GramCheckpointer, GramTrainer, add_gram_backbones_config
 from gram_backbones.d2.datasets import check_datasets
-from gram_backbones.distributed import end_processes
+from gram_backbones.d2.engine import end_launched_processes
 from gram_backbones.weight_files import WeightError, local_file
 
 
@@ -55,7 +55,7 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
         run(cfg, args)
     except WeightError as error:
         sys.exit(f"train_net.py: {error}")
-    end_processes()
+    end_launched_processes()
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ from timm.utils import random_seed
 from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor
 
+from ..distributed import end_processes
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -38,13 +40,18 @@ class Processes:
 
 @contextmanager
 def start_processes() -> Iterator[Processes]:
-    """Join the processes that torchrun started, or be the only one; leave them at the end."""
+    """Join the processes that torchrun started, or be the only one; leave them together.
+
+    What holds a model in DDP is best gone at the end of the block (see `end_processes`).
+    """
     found = init_distributed_device_so("cuda" if torch.cuda.is_available() else "cpu")
     try:
         yield Processes(found["global_rank"], found["world_size"], torch.device(found["device"]))
-    finally:
+    except BaseException:
         if found["distributed"]:
-            dist.destroy_process_group()
+            dist.destroy_process_group()  # alone: others may not have failed
+        raise
+    end_processes()
 
 
 @contextmanager

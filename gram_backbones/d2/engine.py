@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..distributed import end_processes
 from .checkpoint import GramCheckpointer
 from .pictures import save_pictures
 from .replay import ReseedHook, build_replayable_train_loader, is_replayable
@@ -137,6 +138,13 @@ class GramPredictor(DefaultPredictor):
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         GramCheckpointer(self.model, heads="exact").load(cfg.MODEL.WEIGHTS)
+
+
+def end_launched_processes() -> None:
+    """`end_processes` where Detectron2's ``launch`` started them: its ``comm`` refers to groups."""
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    end_processes()
 
 
 def _draw_results(cfg: CfgNode, dataset_name: str) -> None:

@@ -1,0 +1,61 @@
+"""The end of a process group: no thread of gloo outlives it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import check_ended_well, check_no_gloo_thread
+
+# One process is enough for gloo to start its threads, and for DDP to refer to the group.
+TRAIN = """
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+{imports}
+
+def train():
+    model = DistributedDataParallel(nn.Linear(2, 1))
+    model.itself = model
+    model(torch.ones(1, 2)).sum().backward()
+
+def threads():
+    from pathlib import Path
+    return [(t / "comm").read_text() for t in Path("/proc/self/task").iterdir()]
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo", init_method={url!r}, rank=0, world_size=1)
+    {start}
+    train()
+    assert any("gloo" in name for name in threads())
+    {end}()
+"""
+ENDS = {
+    "torch": ("from gram_backbones.distributed import end_processes", "pass", "end_processes"),
+    "detectron2": (
+        "from detectron2.utils import comm\n"
+        "from gram_backbones.d2.engine import end_launched_processes",
+        "comm.create_local_process_group(1); comm._get_global_gloo_group()",
+        "end_launched_processes",
+    ),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from /proc")
+@pytest.mark.parametrize("launcher", ENDS)
+def test_no_thread_of_gloo_outlives_the_group(launcher, tmp_path, threads_at_exit):
+    """Bug: one that still let go of a tensor aborted the process after its last line, now and then.
+
+    It waits for the interpreter's lock, which in a shutdown ends the thread, and C++ the process.
+    """
+    if launcher == "detectron2":
+        pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    imports, start, end = ENDS[launcher]
+    script = tmp_path / "train.py"
+    url = f"file://{tmp_path}/group"
+    script.write_text(TRAIN.format(imports=imports, start=start, end=end, url=url))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    check_ended_well(done)
+    (names,) = threads_at_exit()
+    check_no_gloo_thread([names])
