@@ -84,22 +84,21 @@ def convert_weights(
         tensors = _placed(network, values, prefix, head)
     images, digest = network.variant.preprocessing, file_hash(local_file(source))
     known = find_by_hash(digest)
-    if licence is None:
-        licence = known.licence if known else "unknown: ask who made the source"
-        licence = file.record.get("licence", licence)
+    published = {"licence": known.licence, "top1": str(known.top1)} if known else {}
+    said = {**published, **file.record}
     record = {
         "model": model,
         "names": names,
         "layout": layout,
         "source": Path(str(source)).name,
         "source_sha256": digest,
-        "mean": file.record.get("mean", str(images.mean)),
-        "std": file.record.get("std", str(images.std)),
-        "channel_order": file.record.get("channel_order", images.channel_order),
-        "licence": licence,
+        "mean": said.get("mean", str(images.mean)),
+        "std": said.get("std", str(images.std)),
+        "channel_order": said.get("channel_order", images.channel_order),
+        "licence": licence or said.get("licence", "unknown: ask who made the source"),
     }
-    if known or "top1" in file.record:
-        record["top1"] = file.record.get("top1", str(known.top1) if known else None)
+    if "top1" in said:
+        record["top1"] = said["top1"]
     write_weight_file(target, tensors, record, key)
     return record
 

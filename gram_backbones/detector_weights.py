@@ -13,8 +13,8 @@ from .weight_files import WeightError, WeightFile
 from .weights import Fit, Variant, describe_tensor, fit, is_counter, network_tensors, shorten
 
 HEADS = ("optional", "other_classes", "exact")
-# Buffers that a detector's config gives.
-_GIVEN = ("pixel_mean", "pixel_std")
+# Buffers that a detector's config gives, and counters: no file owes them.
+_COMPUTED = ("pixel_mean", "pixel_std", "num_batches_tracked")
 # Layers whose size goes with the number of classes, by the frameworks' names; RPNs' do not.
 _BY_CLASSES = re.compile(
     r"(\bbox_predictor\.(\d+\.)?(cls_score|bbox_pred)|\bcls_score|_cls|\bfc_reg|\bpredictor"
@@ -124,14 +124,13 @@ def fit_detector(
         fits.append(found)
         values |= {network.places[whole]: value for whole, value in found.values.items()}
     places = {place for network in networks for place in network.places.values()}
-    owed = {n: v for n, v in own.items() if n not in places and not n.endswith(_GIVEN)}
-    owed = {n: v for n, v in owed.items() if not is_counter(n)}
+    owed = {n: v for n, v in own.items() if n not in places and is_owed(n)}
     rest, resized = {}, []
     if heads != "optional" or owed.keys() & tensors.keys():
         rest, resized = _fit_heads(owed, file, other_classes=heads != "exact")
     taken = {*values, *rest, *resized}
-    others = [n for n in tensors if all(n in found.others for found in fits) and n not in taken]
-    others = [n for n in others if not n.endswith(_GIVEN) and not is_counter(n)]
+    unused = set(tensors).intersection(*(found.others for found in fits)) - taken
+    others = [n for n in tensors if n in unused and is_owed(n)]
     values |= rest
     ignored = [tuple(n for n in found.ignored if n not in taken) for found in fits]
     fits = [replace(found, ignored=i, others=()) for found, i in zip(fits, ignored, strict=True)]
@@ -179,6 +178,11 @@ def _fit_heads(
             f"detector's neck and heads; {'; '.join(parts)}"
         )
     return values, resized
+
+
+def is_owed(name: str) -> bool:
+    """Whether a detector's tensor comes from a file: not what the config gives, and no counter."""
+    return not name.endswith(_COMPUTED)
 
 
 def _goes_with_classes(name: str) -> bool:

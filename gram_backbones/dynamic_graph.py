@@ -10,7 +10,6 @@ from the pooled x_i; every receiving node has a threshold τ.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -94,7 +93,7 @@ class DynamicGraph(nn.Module):
                 nn.init.constant_(router.bias, router_bias)
             self.thresholds = nn.Parameter(torch.zeros(n_blocks + 1))
         elif edges != "chain":
-            start = 1 / (1 + math.exp(-router_bias))
+            start = torch.tensor(float(router_bias), device="cpu").sigmoid().item()
             self.edge_weights = nn.Parameter(torch.full((len(self.wiring),), start))
 
     def forward(

@@ -44,8 +44,8 @@ _DGNET_ENDS = {
     dgnet.REGNET: ("stem.0", "fc"),
     dgnet.MOBILENET_V2: ("features.0.0", "classifier.1"),
 }
-# τ, λ and the weights of static edges, as all vectors by timm's default: decay would draw edges to
-# where they are open by half. Our own recipes follow the papers, which exempt nothing.
+# τ, λ and the weights of static edges, which decay would draw to 0; by default timm spares all
+# vectors. Our own recipes follow the papers, which exempt nothing.
 _WITHOUT_DECAY = (".thresholds", ".scales", ".edge_weights")
 
 

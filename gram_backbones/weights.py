@@ -165,7 +165,10 @@ def _is_part(name: str, part: str) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    """BN counts batches for a momentum that none of our networks has: files may lack or have it."""
+    """Whether it is a BN's count of batches, which only a momentum of None reads.
+
+    A file may have it or not.
+    """
     return name.endswith("num_batches_tracked")
 
 
@@ -247,6 +250,10 @@ def load_weights(module: nn.Module, source: str | Path | WeightFile, prefix: str
     variant, names = network_tensors(module)
     own = module.state_dict()
     found = fit({whole: own[name] for whole, name in names.items()}, variant, file)
+    return _fill(module, names, found)
+
+
+def _fill(module: nn.Module, names: Mapping[str, str], found: Fit) -> Fit:
     module.load_state_dict({names[n]: v for n, v in found.values.items()}, strict=False)
     for level, line in found.report():
         logger.log(level, line)
@@ -267,7 +274,8 @@ def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
     """
     file = read_weight_file(source)
     own = model.state_dict()
-    found = fit(own, network_tensors(model)[0], file)
+    variant, names = network_tensors(model)
+    found = fit(own, variant, file)
     if len(found.values) < found.wanted:
         name = next(n for n in own if n not in found.values and not is_counter(n))
         theirs = len(next(file.tensors[n] for n in found.ignored))
@@ -279,7 +287,7 @@ def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
             f"{source} holds the base network alone; needed is a trained model, with its "
             f"{found.kept[0]}"
         )
-    return load_weights(model, file)
+    return _fill(model, names, found)
 
 
 def describe_tensor(value: Tensor) -> str:

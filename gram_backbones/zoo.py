@@ -55,7 +55,7 @@ _TORCHVISION: dict[str, type[WeightsEnum]] = {
     "dgnet_regnetx_1600m": models.RegNet_X_1_6GF_Weights,
 }
 _TAGS = {"IMAGENET1K_V1": "tv_in1k", "IMAGENET1K_V2": "tv2_in1k"}
-# The authors' files by tag: trained for 120 epochs, and for 200 with mixup and label smoothing.
+# The authors' files by tag; the second ones had 200 epochs with mixup and label smoothing.
 _AUTHORS_TOP1 = {
     "authors": {"aognet_12m_released": 77.78, "aognet_40m_released": 80.16},
     "authors_mixup": {"aognet_12m_released": 78.37, "aognet_40m_released": 81.30},

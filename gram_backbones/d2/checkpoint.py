@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..detector_weights import fit_detector
-from ..weight_files import WeightError, read_weight_file
+from ..detector_weights import fit_detector, is_owed
+from ..weight_files import WeightError, local_file, read_weight_file
 from .roi_heads import GramRes5ROIHeads
 
 
@@ -58,8 +57,8 @@ class GramCheckpointer(DetectionCheckpointer):
         if path.startswith(("https://", "torchvision://")):
             self._load_model(self._load_file(path))
             return {}
-        if "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(f"there is no weight file {path}")
+        if "://" not in path:
+            path = str(local_file(path))  # raises where there is none
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -93,18 +92,13 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
-# Buffers that the config gives, and counters.
-_COMPUTED = ("pixel_mean", "pixel_std", "num_batches_tracked")
-
-
 def _require_all(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """A resumed run restores every tensor; Detectron2 itself would go on with fewer."""
     saved = {name.removeprefix("module."): value for name, value in saved.items()}
     bad = [
         name
         for name, value in own.items()
-        if not name.endswith(_COMPUTED)
-        and (name not in saved or tuple(saved[name].shape) != tuple(value.shape))
+        if is_owed(name) and (name not in saved or tuple(saved[name].shape) != tuple(value.shape))
     ]
     if bad:
         raise WeightError(

@@ -42,8 +42,9 @@ def set_data_root(cfg: Config, root: str) -> None:
 
 def _replaced(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str):
-        whole = os.path.join(value, "") == old
-        return new if whole else new + value[len(old) :] if value.startswith(old) else value
+        if os.path.join(value, "") == old:
+            return new
+        return new + value[len(old) :] if value.startswith(old) else value
     if isinstance(value, dict):
         return type(value)({k: _replaced(v, old, new) for k, v in value.items()})
     if isinstance(value, (list, tuple)):
