@@ -86,6 +86,8 @@ def convert_weights(
     known = find_by_hash(digest)
     published = {"licence": known.licence, "top1": str(known.top1)} if known else {}
     said = {**published, **file.record}
+    if licence is None:
+        licence = said.get("licence", "unknown: ask who made the source")
     record = {
         "model": model,
         "names": names,
@@ -95,7 +97,7 @@ def convert_weights(
         "mean": said.get("mean", str(images.mean)),
         "std": said.get("std", str(images.std)),
         "channel_order": said.get("channel_order", images.channel_order),
-        "licence": licence or said.get("licence", "unknown: ask who made the source"),
+        "licence": licence,
     }
     if "top1" in said:
         record["top1"] = said["top1"]

@@ -216,10 +216,10 @@ def local_file(source: str | Path) -> Path:
     if str(source).startswith("torchvision://"):
         source = _torchvision_address(str(source).removeprefix("torchvision://"))
     if "://" not in str(source):
-        path = Path(source).expanduser()
-        if not path.is_file():
+        path = os.path.expanduser(source)
+        if not os.path.isfile(path):  # False for what cannot be looked at, too
             raise FileNotFoundError(f"there is no weight file {path}")
-        return path
+        return Path(path)
     parts = urlsplit(str(source))
     if parts.scheme != "https":
         raise WeightError(f"{source} is not read: allowed are paths and https:// addresses")

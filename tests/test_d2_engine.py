@@ -219,6 +219,20 @@ def test_weights_of_a_bare_backbone_fill_it(cfg, tmp_path):
         assert torch.equal(value, state[name])
 
 
+def test_a_path_relative_to_here_may_look_like_an_address(cfg, tmp_path, monkeypatch):
+    """Bug: Detectron2 took what stands before its colon for an address's scheme."""
+    model = build_model(cfg)
+    folder = tmp_path / "run-2026-01-01T12:30"
+    folder.mkdir()
+    torch.save(model.backbone.bottom_up.state_dict(), folder / "model.pth")
+    monkeypatch.chdir(tmp_path)
+    target = build_model(cfg)
+    gram.GramCheckpointer(target).load(f"{folder.name}/model.pth")
+    state = target.backbone.bottom_up.state_dict()
+    for name, value in model.backbone.bottom_up.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
 def test_weights_of_a_bare_backbone_fill_the_c4_head_too(tmp_path, caplog):
     cfg = small_config("mask_rcnn_aognet12m_c4_1x")
     model = build_model(cfg)

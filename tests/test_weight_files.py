@@ -27,6 +27,7 @@ from gram_backbones.weight_files import (
     WeightError,
     WeightFile,
     file_hash,
+    local_file,
     read_weight_file,
     write_weight_file,
 )
@@ -122,6 +123,12 @@ def test_what_others_allow_torch_to_load_is_refused_here(tmp_path):
         with pytest.raises(WeightError, match="pathlib"):
             read_weight_file(tmp_path / "file.pth")
         assert torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("name", ("gone.pth", "x" * 300, "~nobody-here/a.pth"))
+def test_a_path_without_a_file_is_named(name):
+    with pytest.raises(FileNotFoundError, match=f"there is no weight file {name}"):
+        local_file(name)
 
 
 def test_of_an_mmengine_checkpoint_only_the_tensors_are_read(tmp_path):

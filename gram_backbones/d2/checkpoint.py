@@ -58,7 +58,8 @@ class GramCheckpointer(DetectionCheckpointer):
             self._load_model(self._load_file(path))
             return {}
         if "://" not in path:
-            path = str(local_file(path))  # raises where there is none
+            # Raises where there is none. Detectron2 takes "run-12:30/…" for an address.
+            path = str(local_file(path).absolute())
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
