@@ -46,25 +46,22 @@ atexit.register(tell)
 
 
 @pytest.fixture
-def threads_at_exit(tmp_path_factory, monkeypatch):
-    """A function that lists, for each process started in the test, the threads it ended with."""
+def check_gloo_ended(tmp_path_factory, monkeypatch):
+    """A function that fails if a process started in the test ended with a thread of gloo.
+
+    One that is left can abort the interpreter's end.
+    """
     if not Path("/proc/self/task").is_dir():
-        return list
+        return lambda: None
     folder = tmp_path_factory.mktemp("threads")
     (folder / "sitecustomize.py").write_text(_TELL_THREADS)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
-    def listed() -> list[list[str]]:
-        told = [file.read_text().split() for file in folder.glob("*.threads")]
-        assert told
-        return told
+    def check() -> None:
+        told = [file.read_text() for file in folder.glob("*.threads")]
+        assert told and not [names for names in told if "gloo" in names]
 
-    return listed
-
-
-def check_no_gloo_thread(processes: list[list[str]]) -> None:
-    """Fail if a thread of gloo was left in a process: it can abort the interpreter's end."""
-    assert not [name for names in processes for name in names if "gloo" in name]
+    return check
 
 
 def check_ended_well(done: subprocess.CompletedProcess) -> None:

@@ -35,7 +35,7 @@ from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
 from gram_backbones.weight_files import write_weight_file
 from gram_backbones.weights import load_weights
 
-from .conftest import check_ended_well, check_no_gloo_thread
+from .conftest import check_ended_well
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools/train_classifier.py"
@@ -443,13 +443,13 @@ def test_an_imagenet_backbone_s_last_checkpoint_fills_a_detector_s(fewest, tmp_p
     assert state.keys() - own.keys() == {"fc.weight", "fc.bias"}
 
 
-def test_two_processes_share_the_work(few, tmp_path, threads_at_exit):
+def test_two_processes_share_the_work(few, tmp_path, check_gloo_ended):
     arguments = ("--model", "dgnet_r18", "--data", few, "--img-size", 32, "--batch-size", 8)
     arguments += ("--workers", 0, "--output", tmp_path)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     done = run_tool(*arguments, "--epochs", 2, launcher=torchrun)
     check_ended_well(done)
-    check_no_gloo_thread(threads_at_exit())
+    check_gloo_ended()
     content = read_checkpoint(tmp_path / "last.pth")
     assert content["training"]["updates"] == 4  # 2 epochs, 16 images, 2 × 4 at a time
     assert done.stdout.count("epoch 2/2") == 1  # one of them writes

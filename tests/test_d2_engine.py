@@ -452,17 +452,6 @@ def test_train_net_trains_and_evaluates_and_evaluates_again(demo, tmp_path):
     assert (tmp_path / "again/inference/gram_demo_val/pictures/000001.png").is_file()
 
 
-@pytest.mark.slow
-def test_train_net_in_two_processes(demo, tmp_path):
-    if torch.cuda.device_count() == 1:
-        pytest.skip("two processes take two GPUs, or none")
-    config = ("--config", DEMO, "--num-gpus", 2)
-    changes = (*SMALL, "OUTPUT_DIR", tmp_path)
-    done = run_tool(*config, "--dist-url", "auto", *changes, datasets=demo.parent)
-    check_ended_well(done)
-    assert (tmp_path / "model_final.pth").is_file()
-
-
 @needs_coco
 def test_a_shipped_config_trains_and_evaluates_on_coco_photographs(tmp_path):
     config = ("--config", "d2_configs/mask_rcnn_aognet12m_fpn_1x.yaml")

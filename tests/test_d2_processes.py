@@ -9,8 +9,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.demo_dataset import make_demo_dataset
 
-from .conftest import check_ended_well, check_no_gloo_thread
-from .test_d2_engine import run_tool
+from .conftest import check_ended_well
+from .test_d2_engine import DEMO, run_tool
+from .test_d2_engine import SMALL as SMALL_DEMO
 
 CONFIGS = {
     "aognet": ("faster_rcnn_aognet12m_fpn_1x", "MODEL.AOGNET.CHANNELS [8,16,24,32,48]"),
@@ -38,7 +39,7 @@ def state_of(run, name):
 
 @pytest.mark.parametrize("family", ("aognet", pytest.param("dgnet", marks=pytest.mark.slow)))
 def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
-    family, tmp_path, threads_at_exit
+    family, tmp_path, check_gloo_ended
 ):
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes take two GPUs, or none")
@@ -51,9 +52,22 @@ def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
         done = run_tool("--config", f"d2_configs/{config}.yaml", *url, *changes, datasets=tmp_path)
         check_ended_well(done)
         ends[processes] = state_of(tmp_path / str(processes), "final")
-    check_no_gloo_thread(threads_at_exit())
+    check_gloo_ended()
     for name, value in ends[1].items():
         torch.testing.assert_close(ends[2][name], value, rtol=0, atol=1e-5, msg=name)
     first = state_of(tmp_path / "1", "0000000")
     moves = [(value - first[name]).abs().max() for name, value in ends[1].items()]
     assert max(moves) > 5e-4  # by far more than the bound
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate(tmp_path, check_gloo_ended):
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two processes take two GPUs, or none")
+    make_demo_dataset(tmp_path / "gram_demo", train=4, val=2)
+    config = ("--config", DEMO, "--num-gpus", 2, "--dist-url", "auto")
+    done = run_tool(*config, *SMALL_DEMO, "OUTPUT_DIR", tmp_path, datasets=tmp_path)
+    check_ended_well(done)
+    check_gloo_ended()
+    assert (tmp_path / "model_final.pth").is_file()
+    assert (tmp_path / "inference/gram_demo_val/pictures/000001.png").is_file()

@@ -21,7 +21,7 @@ from mmengine.config import Config
 
 from gram_backbones.demo_dataset import CLASSES, make_demo_dataset
 
-from .conftest import DATASETS, check_ended_well, check_no_gloo_thread, needs_coco
+from .conftest import DATASETS, check_ended_well, needs_coco
 
 ROOT = Path(__file__).resolve().parents[1]
 ATSS = ROOT / "mmdet_configs/atss/atss_dgnet-r50_fpn_1x_coco.py"
@@ -279,7 +279,7 @@ BACKBONES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ("dgnet", "aognet"))
 def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
-    family, demo, tmp_path, threads_at_exit
+    family, demo, tmp_path, check_gloo_ended
 ):
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes take two GPUs, or none")
@@ -299,7 +299,7 @@ def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
         ends[processes] = weights(folder / "iter_5.pth")
         logs = [json.loads(s) for s in next(folder.glob("2*/vis_data/scalars.json")).open()]
         assert len([line for line in logs if "loss" in line]) == 5
-    check_no_gloo_thread(threads_at_exit())
+    check_gloo_ended()
     for name, value in ends[1].items():
         torch.testing.assert_close(ends[2][name], value, rtol=0, atol=1e-5, msg=name)
     first = weights(tmp_path / "1/iter_1.pth")
