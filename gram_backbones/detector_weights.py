@@ -13,8 +13,8 @@ from .weight_files import WeightError, WeightFile
 from .weights import Fit, Variant, describe_tensor, fit, is_counter, network_tensors, shorten
 
 HEADS = ("optional", "other_classes", "exact")
-# Buffers that a detector's config gives, and counters: no file owes them.
-_COMPUTED = ("pixel_mean", "pixel_std", "num_batches_tracked")
+# Buffers that a detector's config gives.
+_GIVEN = ("pixel_mean", "pixel_std")
 # Layers whose size goes with the number of classes, by the frameworks' names; RPNs' do not.
 _BY_CLASSES = re.compile(
     r"(\bbox_predictor\.(\d+\.)?(cls_score|bbox_pred)|\bcls_score|_cls|\bfc_reg|\bpredictor"
@@ -182,7 +182,7 @@ def _fit_heads(
 
 def is_owed(name: str) -> bool:
     """Whether a detector's tensor comes from a file: not what the config gives, and no counter."""
-    return not name.endswith(_COMPUTED)
+    return not name.endswith(_GIVEN) and not is_counter(name)
 
 
 def _goes_with_classes(name: str) -> bool:
