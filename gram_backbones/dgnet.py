@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams, RegNet
 
-from .dynamic_graph import ValidSizes, graph_for
+from .dynamic_graph import graph_for
+from .feature_maps import ValidSizes, stage_sizes
 from .layers import Norm, resolve_norm
 from .preprocessing import IMAGENET_RGB, Preprocessing
 from .registry import register_models
@@ -106,7 +107,7 @@ class DGNetVariant:
     Attributes:
         base: builds the base network from ``norm_layer``.
         layout: how it is cut into stages.
-        edges, router_bias, gate, block_shortcut, wiring_seed: see
+        edges, router_bias, side_bias, gate, block_shortcut, wiring_seed: see
             :class:`gram_backbones.dynamic_graph.DynamicGraph`.
         preprocessing: of the images that the variant is trained on.
     """
@@ -115,7 +116,8 @@ class DGNetVariant:
     layout: Layout
     edges: str = "dynamic"
     router_bias: float = 3.0
-    gate: str = "soft"
+    side_bias: float = -3.0
+    gate: str = "straight_through"
     block_shortcut: bool = True
     wiring_seed: int = 0
     preprocessing: Preprocessing = field(default=IMAGENET_RGB)
@@ -171,6 +173,7 @@ class _DynamicStages(nn.Module):
                 norm=norm,
                 edges=variant.edges,
                 router_bias=variant.router_bias,
+                side_bias=variant.side_bias,
                 gate=variant.gate,
                 block_shortcut=variant.block_shortcut,
                 wiring_seed=variant.wiring_seed,
@@ -180,8 +183,7 @@ class _DynamicStages(nn.Module):
     def run_stage(self, key: str, x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
         """One stage; ``valid_sizes`` are those of the image, in pixels."""
         if valid_sizes is not None:
-            stride = self.layout.stages[int(key)].stride
-            valid_sizes = [(-(-h // stride), -(-w // stride)) for h, w in valid_sizes]
+            valid_sizes = stage_sizes(valid_sizes, self.layout.stages[int(key)].stride)
         blocks = [self.get_submodule(name) for name in self.block_names[key]]
         return self.graphs[key](x, blocks, valid_sizes)
 
@@ -247,8 +249,8 @@ class DGNet(StagedBackbone, _DynamicStages):
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
         with_cp: recompute the activations inside each block in the backward pass to save memory.
-        changes: fields of the variant to change: ``edges``, ``router_bias``, ``gate``,
-            ``block_shortcut``, ``wiring_seed``.
+        changes: fields of the variant to change: ``edges``, ``router_bias``, ``side_bias``,
+            ``gate``, ``block_shortcut``, ``wiring_seed``.
 
     Raises:
         ValueError: an unknown variant or feature, or a ``frozen_stages`` out of range.
@@ -306,6 +308,10 @@ class DGNet(StagedBackbone, _DynamicStages):
             valid_sizes: per image, height and width of its unpadded part in pixels; routers pool
                 only that. None: all of it.
         """
+        if isinstance(valid_sizes, torch.fx.Proxy):
+            valid_sizes = (
+                None  # symbolic tracing makes inputs of all arguments; it takes images alone
+            )
         wanted = self.wanted_features()
         features = {}
         for path in self.layout.stem:

@@ -6,26 +6,29 @@ submission, sections 3.1 to 3.5. Marked [choice]: what the paper leaves open.
 A stage of n blocks has the nodes 0 (input), 1 … n (blocks) and n + 1 (output). Node j reads the sum
 over i < j of weight(i, j) · x_i. The router of node i predicts the weights of all edges out of i
 from the pooled x_i; every receiving node has a threshold τ.
+
+This is plain tensor code, the same for training, tracing, export and compilation: every edge and
+block is computed, and closed edges have weight 0. `gram_backbones.skipping` leaves them out in
+eager inference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .feature_maps import ValidSizes, mean_over_valid, weighted_sum
 from .layers import Norm, recompute, resolve_norm
-from .memory_bound import Weights, add_activate_pool, borrowed_maps, weighted_sum
-from .residual_blocks import BlockParts, block_parts, require_known_parts
+from .residual_blocks import accept_shortcut, call_with_shortcut, parts_of, require_known_parts
+from .skipping import can_skip, run_open_edges
 from .wiring import EDGES, wired_edges
 
-GATES = ("soft", "hard")
-ValidSizes = Sequence[tuple[int, int]]
+GATES = ("straight_through", "soft", "paper")
 
 
 class DynamicGraph(nn.Module):
@@ -39,10 +42,14 @@ class DynamicGraph(nn.Module):
         edges: ``"dynamic"`` predicts weights per image; the rest has no routers: ``"static"``
             learns one weight per edge (Table 6); ``"er"``, ``"ba"`` and ``"ws"`` learn one per edge
             of a random wiring (Table 4); ``"chain"`` is the base network: weight 1 from i to i + 1.
-        router_bias: initial bias of the routers (Figure 4): 3 open, 0 neutral, -3 closed. Static
-            weights start at its sigmoid.
-        gate: what inference takes for an open edge: ``"soft"`` ψ(α), as in training [choice], or
-            ``"hard"`` α, equation (5) to the letter.
+        router_bias: initial bias of the routers for the edges from i to i + 1 (Figure 4): 3 open,
+            0 neutral, -3 closed. Static weights start at its sigmoid.
+        side_bias: initial bias for all other edges. At -3 the stage starts near the base
+            network [choice]; the paper starts all edges alike.
+        gate: how α becomes an edge's weight. ``"straight_through"``: α where α ≥ τ, else 0, in
+            training and inference alike (equation (5)), with the gradient of ψ(α) = α · σ(α − τ)
+            [choice]. ``"soft"``: ψ(α) in both; no edge closes. ``"paper"``: ψ(α) in training and
+            equation (5) in inference, which do not agree: see docs/dgnet.md.
         block_shortcut: blocks keep their internal shortcuts; False leaves them to the edges, a
             reading of section 3.1 [choice].
         wiring_seed: seed of the random wirings.
@@ -55,6 +62,12 @@ class DynamicGraph(nn.Module):
 
     Raises:
         ValueError: an unknown ``edges`` or ``gate``.
+
+    Example:
+        >>> from torchvision.models.resnet import BasicBlock
+        >>> blocks = nn.ModuleList(BasicBlock(16, 16) for _ in range(3))
+        >>> DynamicGraph(3, 16)(torch.randn(2, 16, 8, 8), blocks).shape
+        torch.Size([2, 16, 8, 8])
     """
 
     def __init__(
@@ -65,7 +78,8 @@ class DynamicGraph(nn.Module):
         projection: nn.Module | None = None,
         edges: str = "dynamic",
         router_bias: float = 3.0,
-        gate: str = "soft",
+        side_bias: float = -3.0,
+        gate: str = "straight_through",
         block_shortcut: bool = True,
         wiring_seed: int = 0,
         with_cp: bool = False,
@@ -82,6 +96,7 @@ class DynamicGraph(nn.Module):
         self.with_cp = with_cp
         self.projection = projection
         self.records: list[list[Tensor]] = []
+        self.gates_as_in_training = False  # see training_gate
         self.wiring = wired_edges(edges, n_blocks, wiring_seed)
         self.feeds_others = any(i == 0 and j > 1 for i, j in self.wiring)
         if edges == "dynamic":
@@ -90,118 +105,11 @@ class DynamicGraph(nn.Module):
             )
             for router in self.routers:
                 nn.init.normal_(router.weight, std=0.01)
-                nn.init.constant_(router.bias, router_bias)
-            self.thresholds = nn.Parameter(torch.zeros(n_blocks + 1))
+            self.thresholds = nn.Parameter(torch.empty(n_blocks + 1))
+            self.open_chain(0.0, router_bias, side_bias)
         elif edges != "chain":
             start = torch.tensor(float(router_bias), device="cpu").sigmoid().item()
             self.edge_weights = nn.Parameter(torch.full((len(self.wiring),), start))
-
-    def forward(
-        self, x: Tensor, blocks: Sequence[nn.Module], valid_sizes: ValidSizes | None = None
-    ) -> Tensor:
-        """Run a stage.
-
-        Args:
-            x: stage input ``(B, C_in, H_in, W_in)``; B may be 0.
-            blocks: the stage's n blocks.
-            valid_sizes: per image, height and width of its unpadded part in the stage's feature
-                maps; routers pool only that. None pools everything.
-
-        Returns:
-            Stage output ``(B, C, H, W)``.
-
-        Raises:
-            ValueError: another number of ``valid_sizes`` than images.
-        """
-        if valid_sizes is not None and len(valid_sizes) != len(x):
-            raise ValueError(f"valid_sizes has {len(valid_sizes)} entries for {len(x)} images")
-        parts = [block_parts(block) for block in blocks]
-        if self.with_cp and self.training:
-            branches = [partial(recompute, block, run=p.branch) for block, p in zip(blocks, parts)]
-            parts = [replace(p, branch=branch) for p, branch in zip(parts, branches)]
-        if self.edges == "dynamic":
-            run = _DynamicRun(self, x, valid_sizes)
-        else:
-            run = _FixedRun(self, x)
-        x0 = self._input_node(x, parts[0])
-        if not run.as_numbers:
-            return self._run_nodes(run, x, x0, parts, None)
-        with borrowed_maps(x0, self.n_blocks) as maps:
-            return self._run_nodes(run, x, x0, parts, maps)
-
-    def _run_nodes(
-        self,
-        run: _DynamicRun | _FixedRun,
-        x: Tensor,
-        x0: Tensor,
-        parts: list[BlockParts],
-        maps: Tensor | None,
-    ) -> Tensor:
-        """All nodes in order; ``maps`` is memory for their outputs, one after the other."""
-        n = self.n_blocks
-        scratch: Tensor | None = None
-        features: list[Tensor | None] = [x0]
-        run.route(0, x0)
-        for j in range(1, n + 1):
-            images, sources, weights = run.inputs(j)
-            target = maps[j - 1] if maps is not None and images is None else None
-            done = _Computed(None, spare=scratch)
-            if sources and j == 1:
-                # The other nodes' memory is free still; a stage input may be larger than a map.
-                room = None if maps is None else maps[1:].flatten()
-                fits = room is not None and room.numel() >= x.numel() and parts[0].known
-                scratch = room[: x.numel()].view(x.shape) if fits else None
-                done = self._first_node(x, x0, parts[0], weights, images, target, scratch)
-            elif sources:
-                total = weighted_sum([features[i] for i in sources], weights, images, scratch)
-                done = self._node(total, parts[j - 1], target)
-            output, pooled, scratch = done
-            if output is not None and images is not None:
-                shape = (x.shape[0], *output.shape[1:])
-                output, pooled = output.new_zeros(shape).index_copy(0, images, output), None
-            features.append(output)
-            run.route(j, output, pooled)
-        images, sources, weights = run.inputs(n + 1)
-        if self.records:
-            matrix = run.matrix()
-            for record in self.records:
-                record.append(matrix)
-        return weighted_sum([features[i] for i in sources], weights, images, scratch)
-
-    def _input_node(self, x: Tensor, first: BlockParts) -> Tensor:
-        """x_0: the stage input in the stage's shape [choice]."""
-        if self.projection is not None:
-            return self.projection(x)
-        if first.projection is None or not self.block_shortcut and not self.feeds_others:
-            return x  # which may have another shape where only node 1 reads it
-        return first.projection(x)
-
-    def _first_node(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        first: BlockParts,
-        weights: Weights,
-        images: Tensor | None,
-        target: Tensor | None,
-        scratch: Tensor | None,
-    ) -> _Computed:
-        """Node 1: activation(branch(w · x) + w · x_0); the projection ran once [choice]."""
-        scaled = weighted_sum([x], weights, images, scratch)
-        out = first.branch(scaled)
-        if not first.adds_shortcut or not self.block_shortcut:
-            return _finish(scaled, out, None, None, first, None)
-        if x0 is x:  # without a projection, w · x is there already
-            return _finish(scaled, out, scaled, None, first, target)
-        shortcut = x0 if images is None else x0[images]
-        return _finish(scaled, out, shortcut, weights, first, target)
-
-    def _node(self, x: Tensor, parts: BlockParts, target: Tensor | None) -> _Computed:
-        """Node j > 1 on its summed input."""
-        shortcut = x if self.block_shortcut and parts.adds_shortcut else None
-        if parts.projection is not None and shortcut is not None:
-            shortcut = parts.projection(shortcut)
-        return _finish(x, parts.branch(x), shortcut, None, parts, target)
 
     def open_chain(self, threshold: float, chain_bias: float, side_bias: float) -> None:
         """Set τ and the routers so that every image starts with the chain i → i + 1.
@@ -219,58 +127,183 @@ class DynamicGraph(nn.Module):
                 router.bias.fill_(side_bias)
                 router.bias[0] = chain_bias
 
+    def forward(
+        self, x: Tensor, blocks: Sequence[nn.Module], valid_sizes: ValidSizes | None = None
+    ) -> Tensor:
+        """Run a stage.
 
-class _Sigmoid(torch.autograd.Function):
-    """Sigmoid whose derivative does not round to 0 where α rounds to 1.
+        Args:
+            x: stage input ``(B, C_in, H_in, W_in)``; B may be 0.
+            blocks: the stage's n blocks, called as modules.
+            valid_sizes: per image, height and width of its unpadded part in the stage's feature
+                maps; routers pool only that. None pools everything.
 
-    dα/dz = α(1 − α) is computed as σ(z) σ(−z): features of deep stages are large, and float32 has
-    α = 1 from z = 17 on, where the router would never learn again.
-    """
+        Returns:
+            Stage output ``(B, C, H, W)``.
 
-    @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return z.sigmoid()
+        Raises:
+            ValueError: another number of ``valid_sizes`` than images.
+        """
+        if valid_sizes is not None and len(valid_sizes) != len(x):
+            raise ValueError(f"valid_sizes has {len(valid_sizes)} entries for {len(x)} images")
+        x0 = self._input_node(x, blocks[0])
+        dynamic = self.edges == "dynamic"
+        edges = _DynamicEdges(self, valid_sizes) if dynamic else _FixedEdges(self, x)
+        if dynamic and not self.training and can_skip(x):
+            out = run_open_edges(self, edges, x, x0, blocks)
+        else:
+            out = self._run_all_edges(edges, x, x0, blocks)
+        if self.records:
+            matrix = edges.matrix(x0)
+            for record in self.records:
+                record.append(matrix)
+        return out
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        return grad * z.sigmoid() * (-z).sigmoid()
+    def _run_all_edges(
+        self, edges: _DynamicEdges | _FixedEdges, x: Tensor, x0: Tensor, blocks: Sequence[nn.Module]
+    ) -> Tensor:
+        features = [x0]
+        edges.leave(0, x0)
+        for j, block in enumerate(blocks, 1):
+            sources, weights = edges.into(j)
+            inputs = [x] if j == 1 else [features[i] for i in sources]
+            features.append(self.run_node(j, block, inputs, weights, x0))
+            edges.leave(j, features[j])
+        sources, weights = edges.into(self.n_blocks + 1)
+        return weighted_sum([features[i] for i in sources], weights)
+
+    def run_node(
+        self,
+        j: int,
+        block: nn.Module,
+        inputs: Sequence[Tensor],
+        weights: Tensor | None,
+        x0: Tensor,
+    ) -> Tensor:
+        """Node j's output: its block on the weighted sum of ``inputs``.
+
+        Node 1 reads the stage input, with weight(0, 1) · x_0 as its shortcut, so that projection
+        and norm of the shortcut run once in a forward pass [choice].
+        """
+        x = weighted_sum(inputs, weights)
+        parts = parts_of(block)
+        run = block
+        if parts.adds_shortcut and not self.block_shortcut:
+            run = partial(call_with_shortcut, block, shortcut=None)
+        elif parts.projection is not None and j == 1 and self.feeds_others:
+            run = partial(call_with_shortcut, block, shortcut=weighted_sum([x0], weights))
+        if self.with_cp and self.training:
+            return recompute(block, x, run=run)
+        return run(x)
+
+    def _input_node(self, x: Tensor, first: nn.Module) -> Tensor:
+        """x_0: the stage input in the stage's shape [choice]."""
+        if self.projection is not None:
+            return self.projection(x)
+        projection = parts_of(first).projection
+        # Where only node 1 reads the input, its block projects by itself.
+        return x if projection is None or not self.feeds_others else projection(x)
+
+    def weigh(self, alpha: Tensor, threshold: Tensor) -> Tensor:
+        """Weights of edges with router outputs α ``(B, k)`` and their nodes' τ ``(k,)``."""
+        psi = alpha * torch.sigmoid(alpha - threshold)
+        if self.gate == "soft":
+            return psi
+        if self.gate == "paper" and (self.training or self.gates_as_in_training):
+            return psi
+        letter = torch.where(alpha >= threshold, alpha, 0).detach()  # equation (5)
+        # The difference is 0, so closed edges are exactly 0; its gradient is that of ψ.
+        return letter + (psi - psi.detach())
+
+    def __getstate__(self) -> dict:
+        # A copy made while connectivity is recorded is not recorded.
+        return {**self.__dict__, "records": []}
 
 
-class _Computed(NamedTuple):
-    """A node's output, its mean where that came for free, and memory that is free again."""
+class _DynamicEdges:
+    """The edges of one forward pass: rows of the buffer M, from the columns that routers write."""
 
-    output: Tensor | None
-    pooled: Tensor | None = None
-    spare: Tensor | None = None
+    def __init__(self, graph: DynamicGraph, valid_sizes: ValidSizes | None):
+        self.graph = graph
+        self.valid_sizes = valid_sizes
+        # Asked of the list: fx makes a proxy, without a known type, of a parameter by name.
+        place = next(graph.parameters())
+        self.dtype = torch.promote_types(place.dtype, torch.float32)
+        self.device_type = place.device.type
+        self.rows: list[Tensor] = []  # row j is (B, j), the edges into node j
+        self._columns: list[Tensor] = []  # column i is (B, n + 1 - i), the edges out of node i
+        self._to_output: list[Tensor] = []  # α of the edges into the output node
+        self._alive: Tensor | None = None  # (B, 1): which images have the last node
+
+    def leave(self, i: int, x: Tensor) -> None:
+        """Let the router of node i weigh all edges out of it (equations (4) and (5))."""
+        router, threshold = self.graph.routers[i], self.graph.thresholds[i:]
+        with _full_precision(self.device_type):
+            pooled = mean_over_valid(x, self.valid_sizes, self.dtype)
+            # A quantised router has a method named weight, and takes float32.
+            own = getattr(router.weight, "dtype", self.dtype)
+            # exp(log σ(z)): its derivative α · σ(−z) does not round to 0 where α rounds to 1.
+            alpha = F.logsigmoid(router(pooled.to(own)).to(self.dtype)).exp()
+            weight = self.graph.weigh(alpha, threshold.to(self.dtype))
+        to_output = alpha[:, -1]
+        if self._alive is not None:  # a node without input feeds nothing
+            weight = torch.where(self._alive, weight, 0)
+            to_output = torch.where(self._alive[:, 0], to_output, -1)
+        self._columns.append(weight)
+        self._to_output.append(to_output)
+
+    def into(self, j: int) -> tuple[Sequence[int], Tensor]:
+        """The sources of node j and the weights ``(B, j)`` of their edges."""
+        row = torch.stack([column[:, j - 1 - i] for i, column in enumerate(self._columns)], 1)
+        if j == self.graph.n_blocks + 1:
+            row = self._never_empty(row)
+        self._alive = row.ne(0).any(1, keepdim=True)
+        self.rows.append(row)
+        return range(j), row
+
+    def _never_empty(self, row: Tensor) -> Tensor:
+        """Where all edges into the output are closed, the strongest stays open at α [choice]."""
+        alpha = torch.stack(self._to_output, 1)
+        strongest = torch.arange(len(self._to_output), device=row.device) == alpha.argmax(1, True)
+        closed = row.eq(0).all(1, keepdim=True)
+        tiny = torch.finfo(self.dtype).tiny  # α itself may underflow
+        return torch.where(closed & strongest, alpha.clamp(min=tiny), row)
+
+    def matrix(self, like: Tensor) -> Tensor:
+        """The buffer M, ``(B, n + 2, n + 2)``: row j holds the weights into node j."""
+        size = self.graph.n_blocks + 2
+        matrix = self.rows[0].new_zeros(like.shape[0], size, size)
+        for j, row in enumerate(self.rows, 1):
+            matrix[:, j, :j] = row.detach()
+        return matrix
 
 
-def _finish(
-    given: Tensor,
-    out: Tensor,
-    shortcut: Tensor | None,
-    weights: Weights,
-    parts: BlockParts,
-    target: Tensor | None,
-) -> _Computed:
-    """activation(out + weights · shortcut), where ``out`` is the branch of ``given``.
+class _FixedEdges:
+    """Edges whose weights do not depend on the image."""
 
-    ``target`` is memory for the result, in CPU inference only.
-    """
-    if target is not None and shortcut is not None and isinstance(parts.activation, nn.ReLU):
-        same = all(t.is_contiguous() and t.dtype == target.dtype for t in (out, shortcut))
-        if same and out.shape == target.shape and target.dtype.itemsize >= 4:
-            # A branch may hand its input on: that memory is not ours to give away.
-            taken = {t.untyped_storage().data_ptr() for t in (given, shortcut, target)}
-            spare = None if out.untyped_storage().data_ptr() in taken else out
-            return _Computed(*add_activate_pool(out, shortcut, weights, target), spare=spare)
-    if shortcut is not None and weights is not None:
-        factors = torch.as_tensor(weights, dtype=out.dtype, device=out.device)
-        out = torch.addcmul(out, shortcut, factors[:, :, None, None])
-    elif shortcut is not None:
-        out = out + shortcut
-    return _Computed(out if parts.activation is None else parts.activation(out))
+    def __init__(self, graph: DynamicGraph, x: Tensor):
+        self.graph = graph
+        self.batch = x.shape[0]
+
+    def leave(self, i: int, x: Tensor) -> None:
+        """No routers: nothing to weigh."""
+
+    def into(self, j: int) -> tuple[Sequence[int], Tensor | None]:
+        """The sources of node j in the wiring, and their weights; None for weight 1."""
+        entries = [k for k, (_, target) in enumerate(self.graph.wiring) if target == j]
+        sources = [self.graph.wiring[k][0] for k in entries]
+        if self.graph.edges == "chain":
+            return sources, None
+        return sources, self.graph.edge_weights[entries].expand(self.batch, -1)
+
+    def matrix(self, like: Tensor) -> Tensor:
+        """The buffer M, the same for every image."""
+        size = self.graph.n_blocks + 2
+        matrix = torch.zeros(like.shape[0], size, size, device=like.device)
+        for k, (source, target) in enumerate(self.graph.wiring):
+            chain = self.graph.edges == "chain"
+            matrix[:, target, source] = 1.0 if chain else self.graph.edge_weights[k].detach()
+        return matrix
 
 
 def graph_for(
@@ -282,7 +315,7 @@ def graph_for(
     norm: Norm = "BN",
     **options,
 ) -> DynamicGraph:
-    """The graph of a stage of given blocks.
+    """The graph of a stage of given blocks, which from then on take shortcuts from it.
 
     Args:
         blocks: the stage's blocks, in order.
@@ -296,7 +329,7 @@ def graph_for(
     """
     if not options.get("block_shortcut", True):
         require_known_parts(blocks)
-    first = block_parts(blocks[0])
+    first = parts_of(blocks[0])
     graph = DynamicGraph(len(blocks), channels, **options)
     changes_shape = in_channels != channels or stride not in (1, (1, 1))
     if first.projection is None and changes_shape and graph.feeds_others:
@@ -307,149 +340,9 @@ def graph_for(
     elif first.projection is not None and not graph.feeds_others and not graph.block_shortcut:
         # Nothing reads it: as a trainable parameter it would break data parallel training.
         first.projection.requires_grad_(False)
+    for block in blocks:
+        accept_shortcut(block)
     return graph
-
-
-class _DynamicRun:
-    """One forward pass of a dynamic stage: the columns of M as routers write them.
-
-    M is kept as its columns and put together on request: rows are read while later columns are
-    still to come, which autograd would not allow in one tensor written in place.
-    """
-
-    def __init__(self, graph: DynamicGraph, x: Tensor, valid_sizes: ValidSizes | None):
-        self.graph = graph
-        self.batch = x.shape[0]
-        self.valid_sizes = valid_sizes
-        # Column i is (B, n + 1 - i), the edges out of node i; None if no image has the node.
-        self.alphas: list[Tensor | None] = []
-        self.weights: list[Tensor | None] = []
-        # The same weights as numbers, to see which edges are open: inference only.
-        self.numbers: list[list[list[float]] | None] = []
-        self._images: Tensor | None = None
-        # Training multiplies every edge: each router gets a gradient on every rank.
-        self.prunes = not graph.training and self.batch > 0
-        self.as_numbers = self.prunes and x.device.type == "cpu" and not torch.is_grad_enabled()
-
-    def route(self, i: int, x: Tensor | None, pooled: Tensor | None = None) -> None:
-        """Write column i: weights of all edges out of node i, from its pooled output (4), (5).
-
-        ``pooled`` is the mean of ``x`` over all of each image, where it is known already.
-        """
-        alpha = weight = None
-        if x is not None:
-            with _full_precision(x.device.type):
-                if pooled is None or self.valid_sizes is not None:
-                    pooled = _pool(x, self.valid_sizes)
-                router, threshold = self.graph.routers[i], self.graph.thresholds[i:]
-                dtype = torch.promote_types(pooled.dtype, threshold.dtype)
-                alpha = _Sigmoid.apply(
-                    nn.functional.linear(
-                        pooled.to(dtype), router.weight.to(dtype), router.bias.to(dtype)
-                    )
-                )
-                weight = self._gate(alpha, threshold.to(dtype))
-            if self._images is not None:  # the other images do without the node
-                missing = torch.ones(self.batch, 1, dtype=torch.bool, device=x.device)
-                missing[self._images] = False
-                weight, alpha = weight.masked_fill(missing, 0), alpha.masked_fill(missing, -1)
-        self.alphas.append(alpha)
-        self.weights.append(weight)
-        if self.prunes:
-            self.numbers.append(None if weight is None else weight.tolist())
-
-    def _gate(self, alpha: Tensor, threshold: Tensor) -> Tensor:
-        if self.prunes and self.graph.gate == "hard":
-            return torch.where(alpha >= threshold, alpha, 0)
-        psi = alpha * torch.sigmoid(alpha - threshold)
-        return torch.where(alpha >= threshold, psi, 0) if self.prunes else psi
-
-    def inputs(self, j: int) -> tuple[Tensor | None, list[int], Weights]:
-        """Row j: the images that have the node (None: all), its sources, and their weights."""
-        self._images = None
-        sources = [i for i in range(j) if self.weights[i] is not None]
-        if not self.prunes:
-            return None, sources, self._row(sources, j)
-        if j == self.graph.n_blocks + 1:
-            self._never_empty(sources)
-        rows = list(zip(*([image[j - 1 - i] for image in self.numbers[i]] for i in sources)))
-        living = [b for b, row in enumerate(rows) if any(row)]
-        used = [k for k, column in enumerate(zip(*rows)) if any(column)]
-        if j == self.graph.n_blocks + 1:
-            used = used or [0]  # all weights are 0: an output of zeros
-        elif len(living) < self.batch:
-            self._images = torch.tensor(living, dtype=torch.long, device=self.weights[0].device)
-            rows = [rows[b] for b in living]
-        sources = [sources[k] for k in used]
-        if self.as_numbers:
-            return self._images, sources, [[row[k] for k in used] for row in rows]
-        if not sources:
-            return self._images, sources, None
-        weights = self._row(sources, j)
-        return self._images, sources, weights if self._images is None else weights[self._images]
-
-    def _row(self, sources: list[int], j: int) -> Tensor:
-        return torch.stack([self.weights[i][:, j - 1 - i] for i in sources], 1)
-
-    def _never_empty(self, sources: list[int]) -> None:
-        """Where every edge into the output is closed, its strongest one stays open [choice].
-
-        With the soft gate its weight is ψ(α), which an infinite threshold makes 0.
-        """
-        closed = [b for b in range(self.batch) if not any(self.numbers[i][b][-1] for i in sources)]
-        if not closed:
-            return
-        alphas = torch.stack([self.alphas[i][:, -1] for i in sources], 1)
-        best = alphas.argmax(1)
-        kept = alphas
-        if self.graph.gate == "soft":
-            kept = alphas * torch.sigmoid(alphas - self.graph.thresholds[-1].to(alphas.dtype))
-        for b in closed:
-            k = int(best[b])
-            i = sources[k]
-            mask = torch.zeros_like(self.weights[i], dtype=torch.bool)
-            mask[b, -1] = True
-            self.weights[i] = torch.where(mask, kept[:, k : k + 1], self.weights[i])
-            self.numbers[i][b][-1] = kept[b, k].item()
-
-    def matrix(self) -> Tensor:
-        """The buffer M, ``(B, n + 2, n + 2)``: row j holds the weights into node j."""
-        size = self.graph.n_blocks + 2
-        matrix = self.weights[0].new_zeros(self.batch, size, size)
-        for i, weight in enumerate(self.weights):
-            if weight is not None:
-                matrix[:, i + 1 :, i] = weight.detach()
-        return matrix
-
-
-class _FixedRun:
-    """One forward pass of a stage whose weights do not depend on the image."""
-
-    def __init__(self, graph: DynamicGraph, x: Tensor):
-        self.graph = graph
-        self.x = x
-        self.as_numbers = False
-
-    def route(self, i: int, x: Tensor | None, pooled: Tensor | None = None) -> None:
-        """No routers: nothing to write."""
-
-    def inputs(self, j: int) -> tuple[None, list[int], Tensor | None]:
-        """Sources of node j in the wiring, and their weights; None for weight 1."""
-        entries = [k for k, (_, target) in enumerate(self.graph.wiring) if target == j]
-        sources = [self.graph.wiring[k][0] for k in entries]
-        if self.graph.edges == "chain":
-            return None, sources, None
-        weights = self.graph.edge_weights[entries]
-        return None, sources, weights.expand(self.x.shape[0], -1)
-
-    def matrix(self) -> Tensor:
-        """The buffer M, the same for every image."""
-        size = self.graph.n_blocks + 2
-        matrix = torch.zeros(self.x.shape[0], size, size, device=self.x.device)
-        for k, (source, target) in enumerate(self.graph.wiring):
-            chain = self.graph.edges == "chain"
-            matrix[:, target, source] = 1.0 if chain else self.graph.edge_weights[k].detach()
-        return matrix
 
 
 def _full_precision(device_type: str):
@@ -459,14 +352,27 @@ def _full_precision(device_type: str):
     return nullcontext()
 
 
-def _pool(x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
-    """Mean over the valid part of each image, in float32 at least: ``(B, C)``."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    whole = tuple(x.shape[2:])
-    if valid_sizes is None or all(tuple(size) == whole for size in valid_sizes):
-        return x.mean((2, 3), dtype=dtype)
-    means = [x[b, :, :h, :w].mean((1, 2), dtype=dtype) for b, (h, w) in enumerate(valid_sizes)]
-    return torch.stack(means)
+def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
+    """All graphs in a module, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, DynamicGraph)}
+
+
+@contextmanager
+def training_gate(model: nn.Module) -> Iterator[None]:
+    """Edges are weighed as in training while the context lasts; norms and dropout keep their mode.
+
+    Args:
+        model: any module that holds dynamic stages.
+    """
+    graphs = dynamic_graphs(model).values()
+    before = [graph.gates_as_in_training for graph in graphs]
+    for graph in graphs:
+        graph.gates_as_in_training = True
+    try:
+        yield
+    finally:
+        for graph, value in zip(graphs, before):
+            graph.gates_as_in_training = value
 
 
 @contextmanager
@@ -479,8 +385,16 @@ def record_connectivity(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     Yields:
         For every :class:`DynamicGraph`, by its name in ``model``, a list with one tensor
         ``(B, n + 2, n + 2)`` per forward pass; row j holds the weights into node j.
+
+    Example:
+        >>> from gram_backbones import DGNet
+        >>> model = DGNet("dgnet_r18").eval()
+        >>> with record_connectivity(model) as matrices:
+        ...     features = model(torch.randn(1, 3, 64, 64))
+        >>> matrices["graphs.0"][0].shape
+        torch.Size([1, 4, 4])
     """
-    graphs = {n: m for n, m in model.named_modules() if isinstance(m, DynamicGraph)}
+    graphs = dynamic_graphs(model)
     records: dict[str, list[Tensor]] = {name: [] for name in graphs}
     for name, graph in graphs.items():
         graph.records.append(records[name])

@@ -1,14 +1,15 @@
 """Residual blocks taken apart: what a dynamic graph has to know of a block.
 
-``block_parts`` is a single-dispatch function: register one's own block type with
-``@block_parts.register``. Types that it does not know run as they are.
+``block_parts`` is a single-dispatch function: register your own block type with
+``@block_parts.register``. Other types, and subclasses with a ``forward`` of their own, run as they
+are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cache, singledispatch
 
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
@@ -19,9 +20,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 @dataclass(frozen=True)
 class BlockParts:
     """A block as ``activation(branch(x) + shortcut(x))``.
-
-    A dynamic graph runs the parts, so hooks on the block itself do not fire; those on its
-    convolutions do. In CPU inference feature maps share memory: a hook that keeps one clones it.
 
     Attributes:
         branch: the residual branch, without the last activation.
@@ -41,6 +39,10 @@ class BlockParts:
 @singledispatch
 def block_parts(block: nn.Module) -> BlockParts:
     """The parts of a block; one of an unknown type is all branch."""
+    return _opaque(block)
+
+
+def _opaque(block: nn.Module) -> BlockParts:
     return BlockParts(block, adds_shortcut=False, known=False)
 
 
@@ -73,14 +75,89 @@ def _(block: InvertedResidual) -> BlockParts:
     return BlockParts(block.conv, adds_shortcut=block.use_res_connect)
 
 
+# How blocks of a class are taken apart, as of the last graph built over such blocks: Dynamo cannot
+# look into the registry of block_parts.
+_RESOLVED: dict[type[nn.Module], Callable[[nn.Module], BlockParts]] = {}
+
+
+def parts_of(block: nn.Module) -> BlockParts:
+    """:func:`block_parts`; a subclass with a ``forward`` of its own is not taken apart."""
+    cls = type(block)
+    return (_RESOLVED[cls] if cls in _RESOLVED else _resolve(cls))(block)
+
+
+def _resolve(cls: type[nn.Module]) -> Callable[[nn.Module], BlockParts]:
+    cls = getattr(cls, "original_class", cls)
+    registered = next(c for c in cls.__mro__ if c in block_parts.registry)
+    overrides = registered is not object and cls.forward is not registered.forward
+    return _opaque if overrides else block_parts.dispatch(cls)
+
+
 def require_known_parts(blocks: Iterable[nn.Module]) -> None:
     """Make sure that every block can be taken apart, as ``block_shortcut=False`` needs.
 
     Raises:
         ValueError: blocks of unregistered types; the message names them.
     """
-    if unknown := sorted({type(b).__name__ for b in blocks if not block_parts(b).known}):
+    if unknown := sorted({type(b).__name__ for b in blocks if not parts_of(b).known}):
         raise ValueError(
             f"block_shortcut=False takes blocks of known parts; register {unknown} with "
             "gram_backbones.residual_blocks.block_parts"
         )
+
+
+def call_with_shortcut(block: nn.Module, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """A block's output with another shortcut than its own, or with none.
+
+    Hooks on the block fire where :func:`accept_shortcut` prepared it.
+
+    Args:
+        block: of known parts.
+        x: input of the branch ``(B, C_in, H_in, W_in)``.
+        shortcut: what to add to the branch's output, of its shape.
+    """
+    if isinstance(block, _AcceptsShortcut):
+        return block(x, shortcut=shortcut)
+    return _join(parts_of(block), x, shortcut)
+
+
+def accept_shortcut(block: nn.Module) -> None:
+    """Let a block of known parts take a keyword ``shortcut``; called without, nothing changes.
+
+    The block's class becomes a subclass of its class under the same name, as in
+    ``torch.nn.utils.parametrize``: torchvision's ``forward`` takes no shortcut, and whoever hooks a
+    block expects its hooks to fire.
+    """
+    if _resolve(type(block))(block).known and not isinstance(block, _AcceptsShortcut):
+        block.__class__ = _accepting(type(block))
+    _RESOLVED[type(block)] = _resolve(type(block))
+
+
+class _AcceptsShortcut:
+    original_class: type[nn.Module]
+
+    def forward(self, x: Tensor, *, shortcut: Tensor | None | str = "own") -> Tensor:
+        if isinstance(shortcut, str):
+            return super().forward(x)
+        return _join(parts_of(self), x, shortcut)
+
+    def __reduce__(self):
+        # Pickle would look for a class made at run time by its name.
+        return _new_accepting, (self.original_class,), self.__dict__
+
+
+@cache
+def _accepting(cls: type[nn.Module]) -> type[nn.Module]:
+    names = dict(original_class=cls, __module__=cls.__module__, __qualname__=cls.__qualname__)
+    return type(cls.__name__, (_AcceptsShortcut, cls), names)
+
+
+def _new_accepting(cls: type[nn.Module]) -> nn.Module:
+    return _accepting(cls).__new__(_accepting(cls))
+
+
+def _join(parts: BlockParts, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    out = parts.branch(x)
+    if shortcut is not None:
+        out = out + shortcut
+    return out if parts.activation is None else parts.activation(out)

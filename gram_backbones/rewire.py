@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .dynamic_graph import DynamicGraph, ValidSizes, graph_for
+from .dynamic_graph import DynamicGraph, graph_for
+from .feature_maps import ValidSizes
 
 
 class DynamicStage(nn.Module):
