@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams, RegNet
 
+from .cifar_resnet import CifarResNet
 from .dynamic_graph import graph_for
 from .feature_maps import ValidSizes, stage_sizes
 from .layers import Norm, resolve_norm
-from .preprocessing import IMAGENET_RGB, Preprocessing
+from .preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
 from .registry import register_models
 from .residual_blocks import block_parts
 from .staged import StagedBackbone, pick_variant
@@ -64,6 +65,13 @@ RESNET = Layout(
     stem=("conv1", "bn1", "relu", "maxpool"),
     stem_stride=4,
     stages=tuple(StageSlice(f"res{i + 1}", f"layer{i}", 2 ** (i + 1)) for i in (1, 2, 3, 4)),
+    before_pooling=(),
+    classifier="fc",
+)
+CIFAR_RESNET = Layout(
+    stem=("conv1", "bn1", "relu"),
+    stem_stride=1,
+    stages=tuple(StageSlice(f"res{i + 1}", f"layer{i}", 2 ** (i - 1)) for i in (1, 2, 3)),
     before_pooling=(),
     classifier="fc",
 )
@@ -136,6 +144,7 @@ VARIANTS = {
     "dgnet_regnetx_600m": DGNetVariant(partial(_regnet, **_X600M), REGNET),
     "dgnet_regnetx_1600m": DGNetVariant(partial(_regnet, **_X1600M), REGNET),
     "dgnet_regnety_600m": DGNetVariant(partial(_regnet, **_Y600M), REGNET),
+    "dgnet_cifar_r20": DGNetVariant(partial(CifarResNet, 3), CIFAR_RESNET, preprocessing=CIFAR_RGB),
 }
 
 

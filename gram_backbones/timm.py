@@ -33,6 +33,7 @@ except ImportError as error:
     ) from error
 
 from . import aognet, dgnet
+from .preprocessing import CIFAR_RGB
 from .weight_files import WeightFile
 from .weights import fit
 
@@ -41,6 +42,7 @@ __all__ = ["TimmAOGNet", "TimmDGNet"]  # register_model adds the entry functions
 # First convolution and classifier's linear layer, by the base network.
 _DGNET_ENDS = {
     dgnet.RESNET: ("conv1", "fc"),
+    dgnet.CIFAR_RESNET: ("conv1", "fc"),
     dgnet.REGNET: ("stem.0", "fc"),
     dgnet.MOBILENET_V2: ("features.0.0", "classifier.1"),
 }
@@ -384,7 +386,7 @@ def _create(cls: type, name: str, pretrained: bool = False, **kwargs: Any) -> nn
 
 def _default_cfg(variant: aognet.AOGNetVariant | dgnet.DGNetVariant, paper: str) -> dict[str, Any]:
     first_conv, classifier = _ends(variant)
-    small = getattr(variant, "stem", None) == "cifar"
+    small = variant.preprocessing == CIFAR_RGB
     return dict(
         input_size=(3, 32, 32) if small else (3, 224, 224),
         pool_size=(8, 8) if small else (7, 7),

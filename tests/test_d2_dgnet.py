@@ -57,7 +57,21 @@ def test_a_training_step_reaches_every_trainable_parameter(name, freeze_at, edge
         assert model.eval()([sample()])[0]["instances"].image_size == (96, 128)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_cifar_network_is_a_backbone_of_three_stages():
+    names = ("stem", "res2", "res4")
+    backbone = gram.DGNetBackbone("dgnet_cifar_r20", out_features=names, norm="BN").eval()
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 96))
+    for name, shape in backbone.output_shape().items():
+        assert features[name].shape[2:] == (64 // shape.stride, 96 // shape.stride)
+    assert backbone.size_divisibility == 4
+    cfg = small_config(HEADS[2])
+    cfg.MODEL.DGNET.VARIANT = "dgnet_cifar_r20"
+    with pytest.raises(ValueError, match="feature is 'res5'; allowed are.*'res4'"):
+        build_model(cfg)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "cifar" not in name])
 def test_every_variant_builds_a_pyramid_and_a_c4_head(variant):
     cfg = small_config(HEADS[0])
     cfg.MODEL.DGNET.VARIANT = variant

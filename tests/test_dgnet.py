@@ -15,7 +15,7 @@ from gram_backbones.flops import count_conv_flops, count_parameters
 from gram_backbones.rewire import rewire
 from gram_backbones.wiring import EDGES
 
-# spec: parameters of the base network and of DG-Net, ImageNet head included
+# spec: parameters of the base network and of DG-Net, classifier included
 TABLE = {
     "dgnet_r18": (11_689_512, 11_695_308),
     "dgnet_r34": (21_797_672, 21_812_603),
@@ -26,6 +26,7 @@ TABLE = {
     "dgnet_regnetx_600m": (6_196_040, 6_221_282),
     "dgnet_regnetx_1600m": (9_190_136, 9_225_603),
     "dgnet_regnety_600m": (6_055_160, 6_074_843),
+    "dgnet_cifar_r20": (269_722, 270_884),
 }
 
 
@@ -39,6 +40,11 @@ TINY = DGNetVariant(tiny_resnet, RESNET)
 
 def base_of(name):
     return VARIANTS[name].base(norm_layer=nn.BatchNorm2d)
+
+
+def classifier(name, **options):
+    """A model with as many classes as its base network has."""
+    return create_model(name, num_classes=10 if "cifar" in name else 1000, **options)
 
 
 def settle(model, low=0.3, high=0.6):
@@ -63,20 +69,36 @@ def test_the_table_covers_all_variants():
 def test_parameters_and_flops(name):
     with torch.device("meta"):
         base = base_of(name)
-        parameters = count_parameters(base), count_parameters(create_model(name))
+        parameters = count_parameters(base), count_parameters(classifier(name))
     assert parameters == TABLE[name]
-    growth = count_conv_flops(create_model(name)) / count_conv_flops(base_of(name)) - 1
+    growth = count_conv_flops(classifier(name)) / count_conv_flops(base_of(name)) - 1
     if name == "dgnet_mobilenet_v2":
         assert growth == pytest.approx(0.044, abs=0.001)
     else:
         assert 0 <= growth < 0.01
 
 
+def test_the_cifar_network_is_resnet_20():
+    """He et al., section 4.2: 20 layers, 0.27 M parameters, shortcuts without parameters."""
+    base = base_of("dgnet_cifar_r20")
+    assert count_conv_flops(base, 32) == 40_550_400
+    convs = [m for m in base.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) + 1 == 20 and {m.kernel_size for m in convs} == {(3, 3)}
+    # Per stage of n = 3 blocks: 10 router outputs, each with a bias, and 4 thresholds.
+    added = sum(10 * (channels + 1) + 4 for channels in (16, 32, 64))
+    assert TABLE["dgnet_cifar_r20"][1] - TABLE["dgnet_cifar_r20"][0] == added
+    x = torch.randn(2, 16, 33, 32)
+    shortcut = base.layer2[0].downsample(x)
+    assert shortcut.shape == (2, 32, 17, 16)
+    assert torch.equal(shortcut[:, 8:24], x[:, :, ::2, ::2])
+    assert not shortcut[:, :8].any() and not shortcut[:, 24:].any()
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_the_chain_is_the_base_network(name):
     """Any torchvision checkpoint fits by name; with the chain alone the features are the base's."""
     base = settle(base_of(name)).double().eval()
-    model = create_model(name, edges="chain").double().eval()
+    model = classifier(name, edges="chain").double().eval()
     model.load_base(base.state_dict())
     x = images(1, 64, torch.double)
     with torch.no_grad():
@@ -150,14 +172,15 @@ def test_every_parameter_has_a_gradient(name, edges, batch):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_features_have_the_stated_channels_and_strides(name):
-    model = create_model(name, features_only=True, out_features=("stem", "res2", "res5")).eval()
+    last = "res4" if "cifar" in name else "res5"
+    model = create_model(name, features_only=True, out_features=("stem", "res2", last)).eval()
     with torch.no_grad():
         features = model(images(1, 64))
-    assert list(features) == ["stem", "res2", "res5"]
+    assert list(features) == ["stem", "res2", last]
     for key, feature in features.items():
         side = 64 // model.feature_strides[key]
         assert feature.shape == (1, model.feature_channels[key], side, side)
-    assert model.size_divisibility == 32
+    assert model.size_divisibility == (4 if "cifar" in name else 32)
     assert not any(n.startswith(("fc", "classifier")) for n, _ in model.named_parameters())
 
 
@@ -376,6 +399,7 @@ def test_rewire_says_what_it_cannot_rewire(stages, message):
         (dict(variant=TINY, out_features=("res6",)), "res6.*res5"),
         (dict(variant=TINY, edges="all"), "all.*dynamic"),
         (dict(variant=TINY, frozen_stages=5), "frozen_stages is 5"),
+        (dict(variant="dgnet_cifar_r20", out_features=("res5",)), "res5.*res4"),
     ),
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -12,7 +12,7 @@ from gram_backbones.flops import count_conv_flops, count_parameters
 if __name__ == "__main__":
     rows = []
     for name in list_models():
-        classes, size = (10, 32) if name.startswith("aognet_cifar") else (1000, 224)
+        classes, size = (10, 32) if "cifar" in name else (1000, 224)
         model = create_model(name, num_classes=classes)
         flops = count_conv_flops(model, size)
         rows.append([f"`{name}`", f"{count_parameters(model):,}", f"{flops / 1e9:.3f}", f"{size}²"])
