@@ -103,6 +103,10 @@ _PRUNED = AOGNetVariant(
     lateral=False,
     **_CIFAR,
 )
+# Table 5's ablations at the size of CIFAR's ResNet-20 [choice]: widths are the result of a search,
+# and parameters and FLOPs within 1 % of ResNet-20's (269,722 and 40.55 M) and of each other's.
+_SMALL_FULL = replace(_FULL, words=(2, 4, 4), channels=(20, 44, 64, 112))
+_SMALL_PRUNED = replace(_PRUNED, words=(2, 4, 4), channels=(20, 44, 80, 140))
 # fmt: off
 VARIANTS = {
     "aognet_4m": AOGNetVariant((2, 4, 4, 2), (1, 1, 3, 1), (16, 56, 120, 256, 640)),
@@ -117,6 +121,9 @@ VARIANTS = {
     "aognet_cifar_full_lateral": replace(_FULL, lateral=True),
     "aognet_cifar_pruned": _PRUNED,
     "aognet_cifar_pruned_lateral": replace(_PRUNED, lateral=True),
+    "aognet_cifar_s_full": _SMALL_FULL,
+    "aognet_cifar_s_pruned": _SMALL_PRUNED,
+    "aognet_cifar_s_pruned_lateral": replace(_SMALL_PRUNED, lateral=True),
 }
 # fmt: on
 

@@ -27,6 +27,12 @@ CIFAR_TABLE = {
     "aognet_cifar_pruned": (4_233_088, "4.23", 0.70),
     "aognet_cifar_pruned_lateral": (4_233_088, "4.23", 0.70),
 }
+# Table 5 at the size of ResNet-20: parameters with 10 classes, multiply-adds at 32²
+SMALL_CIFAR_TABLE = {
+    "aognet_cifar_s_full": (272_257, 40_504_064),
+    "aognet_cifar_s_pruned": (271_653, 40_550_784),
+    "aognet_cifar_s_pruned_lateral": (271_653, 40_550_784),
+}
 # Every kind of stage, and small.
 TINY = AOGNetVariant((1, 2, 3, 4), (1, 2, 1, 2), (8, 16, 24, 36, 48))
 TINY_PAPER = AOGNetVariant((2, 4, 4, 2), (1, 1, 2, 1), (8, 16, 24, 32, 40))
@@ -66,6 +72,21 @@ def test_cifar_parameters_and_flops_of_table_5(name):
     assert round(count_conv_flops(model, 32) / 1e9, 2) == gflops
 
 
+@pytest.mark.parametrize("name", SMALL_CIFAR_TABLE)
+def test_small_cifar_networks_have_the_size_of_resnet_20(name):
+    model = create_model(name, num_classes=10)
+    found = count_parameters(model), count_conv_flops(model, 32)
+    assert found == SMALL_CIFAR_TABLE[name]
+    assert found == pytest.approx((269_722, 40_550_400), rel=0.01)
+
+
+def test_small_cifar_rows_differ_in_pruning_and_lateral_connections():
+    full, pruned, lateral = (VARIANTS[name] for name in SMALL_CIFAR_TABLE)
+    assert replace(pruned, lateral=True) == lateral and not full.lateral
+    assert full.words == pruned.words == (2, 4, 4)
+    assert set(full.pruning) == {None} and None not in pruned.pruning
+
+
 def test_cifar_rows_are_two_structures_with_and_without_lateral_connections():
     for kind, nodes, pruning in (("full", 30, {None}), ("pruned", 21, {"keep_first", "keep_last"})):
         plain, lateral = VARIANTS[f"aognet_cifar_{kind}"], VARIANTS[f"aognet_cifar_{kind}_lateral"]
@@ -88,7 +109,9 @@ def test_the_cifar_stem_is_one_convolution_at_full_resolution():
 
 
 def test_the_table_covers_all_variants():
-    assert {*TABLE, *CIFAR_TABLE} == set(VARIANTS) == set(list_models("aognet_*"))
+    assert (
+        {*TABLE, *CIFAR_TABLE, *SMALL_CIFAR_TABLE} == set(VARIANTS) == set(list_models("aognet_*"))
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)

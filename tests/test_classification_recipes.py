@@ -57,6 +57,10 @@ def test_recipes_have_the_papers_figures(name):
         ("aognet_12m", "cifar100", "aognet_cifar"),
         ("aognet_cifar_pruned", "cifar10", "aognet_cifar"),
         ("aognet_cifar_full_lateral", "folder", "aognet_cifar"),
+        ("aognet_cifar_s_pruned_lateral", "cifar10", "cifar_small"),
+        ("aognet_cifar_s_full", "folder", "cifar_small"),
+        ("dgnet_cifar_r20", "cifar100", "cifar_small"),
+        ("dgnet_cifar_r20", "folder", "cifar_small"),
         ("dgnet_r50", "folder", "dgnet_resnet"),
         ("dgnet_x50", "folder", "dgnet_resnet"),
         ("dgnet_regnetx_600m", "folder", "dgnet_regnet"),
@@ -66,6 +70,15 @@ def test_recipes_have_the_papers_figures(name):
 def test_a_model_gets_its_recipe(model, dataset, wanted):
     assert find_recipe(model, dataset) is RECIPES[wanted]
     assert find_recipe(model, dataset, "dgnet_regnet") is RECIPES["dgnet_regnet"]
+
+
+def test_the_small_recipe_trains_without_dropout_and_average():
+    recipe = RECIPES["cifar_small"]
+    wanted = dict(lr=0.1, batch=128, epochs=10, weight_decay=5e-4, optimizer="sgd", dropout=0)
+    wanted |= dict(decay_norms=True, ema_decay=None, image_size=32, augmentation="padded_crop")
+    assert {key: getattr(recipe, key) for key in wanted} == wanted
+    assert recipe.with_changes().warmup_epochs == 1
+    assert recipe.with_changes(epochs=100).warmup_epochs == 5
 
 
 def test_every_model_has_a_recipe_for_folders_that_its_classifier_takes():

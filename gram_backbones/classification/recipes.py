@@ -128,6 +128,18 @@ RECIPES = {
         image_size=32,
         augmentation="padded_crop",
     ),
+    # For comparisons at the size of ResNet-20 in minutes of a CPU.
+    "cifar_small": Recipe(
+        source="ours; for small networks on CIFAR",
+        lr=0.1,
+        batch=128,
+        epochs=10,
+        weight_decay=5e-4,
+        optimizer="sgd",
+        ema_decay=None,
+        image_size=32,
+        augmentation="padded_crop",
+    ),
     # "Other details" as in Goyal et al., section 5.1: Nesterov's momentum, no decay of norms, and
     # how blocks and classifier start.
     "dgnet_resnet": Recipe(
@@ -164,6 +176,8 @@ RECIPES = {
 }
 # Model by pattern, data set by pattern, recipe; the first row that fits both counts.
 _DEFAULTS = (
+    ("aognet_cifar_s_*", "*", "cifar_small"),
+    ("dgnet_cifar_*", "*", "cifar_small"),
     ("aognet_cifar_*", "*", "aognet_cifar"),
     ("aognet_*", "cifar*", "aognet_cifar"),
     ("aognet_*", "folder", "aognet_imagenet"),
