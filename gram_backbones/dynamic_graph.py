@@ -14,6 +14,7 @@ eager inference.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -89,6 +90,13 @@ class DynamicGraph(nn.Module):
             raise ValueError(f"edges is {edges!r}; allowed are {EDGES}")
         if gate not in GATES:
             raise ValueError(f"gate is {gate!r}; allowed are {GATES}")
+        if gate == "paper" and edges == "dynamic":
+            warnings.warn(
+                "gate='paper' weighs edges otherwise in training than in inference, and a network "
+                "trained with it collapses at evaluation; evaluate it with gate='soft', or train "
+                "with the default gate",
+                stacklevel=2,
+            )
         self.n_blocks = n_blocks
         self.edges = edges
         self.gate = gate

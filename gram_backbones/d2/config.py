@@ -37,12 +37,14 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     node.NORM = "FrozenBN"
     node.EDGES = "dynamic"  # or "static", "chain", "er", "ba", "ws"
-    node.ROUTER_BIAS = 3.0
-    node.GATE = "soft"  # or "hard"
+    node.ROUTER_BIAS = 3.0  # initial, of the edges from a node to the next; SIDE_BIAS: all others
+    node.SIDE_BIAS = -3.0
+    node.GATE = "straight_through"  # or "soft", "paper"
     node.BLOCK_SHORTCUT = True
     node.WIRING_SEED = 0
     node.WITH_CP = False
-    # Start near the base network, for its pretrained weights; ROUTER_BIAS then has no effect.
+    # Start as close to the base network as can still learn, for its pretrained weights;
+    # ROUTER_BIAS and SIDE_BIAS then have no effect.
     node.START_AS_BASE = False
 
     # Pictures of predictions next to the ground truth after an evaluation: how many, and from

@@ -67,6 +67,7 @@ def variant_from_config(cfg: CfgNode) -> DGNetVariant:
         node.VARIANT,
         edges=node.EDGES,
         router_bias=node.ROUTER_BIAS,
+        side_bias=node.SIDE_BIAS,
         gate=node.GATE,
         block_shortcut=node.BLOCK_SHORTCUT,
         wiring_seed=node.WIRING_SEED,

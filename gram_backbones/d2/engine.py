@@ -25,6 +25,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..distributed import end_processes
+from ..gate_report import report_gates
 from .checkpoint import GramCheckpointer
 from .pictures import save_pictures
 from .replay import ReseedHook, build_replayable_train_loader, is_replayable
@@ -116,7 +117,11 @@ class GramTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model, evaluators=None):
-        """Evaluate on ``DATASETS.TEST``, then draw predictions next to the ground truth."""
+        """Evaluate on ``DATASETS.TEST``, then draw predictions next to the ground truth.
+
+        A DG-Net's closed edges are logged with the first batch: `gram_backbones.gate_report`.
+        """
+        report_gates(model, logger.log)
         results = super().test(cfg, model, evaluators)
         if evaluators is None and comm.is_main_process():
             for name in cfg.DATASETS.TEST:

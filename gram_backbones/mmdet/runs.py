@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..detector_weights import fit_detector
+from ..gate_report import report_gates
 from ..weight_files import WeightError, read_weight_file
 from .interface import MMDetInterface
 
@@ -153,6 +154,12 @@ class GramRunner(Runner):
             return super().train()
         finally:
             self._heads = "exact"
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        """MMEngine's; an evaluation starts with a line about a DG-Net's closed edges."""
+        if fn_name in ("before_val_epoch", "before_test_epoch"):
+            report_gates(self.model, self.logger.log)
+        super().call_hook(fn_name, **kwargs)
 
     def load_or_resume(self) -> None:
         """MMEngine's; then every weight file that was asked for has been found."""
