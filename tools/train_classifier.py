@@ -4,6 +4,7 @@
 tools/train_classifier.py --model aognet_12m --data imagenet --output work_dirs/aognet_12m
 torchrun --nproc-per-node 8 tools/train_classifier.py --model dgnet_r50 --data imagenet
 tools/train_classifier.py --model aognet_cifar_pruned_lateral --dataset cifar10 --data cifar
+tools/train_classifier.py --model dgnet_cifar_r20 --model-kwargs edges=static router_bias=0 ...
 tools/train_classifier.py --model aognet_12m --data imagenet --resume FILE --eval-only
 
 Detectors take OUTPUT/last.pth as weights. A folder of images has train/ and val/, each with one
@@ -11,10 +12,12 @@ folder per class.
 """
 
 import argparse
+import ast
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,16 +29,47 @@ from gram_backbones.classification.processes import Processes, primary_first, st
 from gram_backbones.classification.recipes import RECIPES, find_recipe
 
 
+def keyword(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` with a Python literal as its value, or a string where it is none."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def default_output(model: str, model_kwargs: dict[str, Any]) -> Path:
+    """``work_dirs/MODEL``, with the model's arguments behind its name."""
+    options = [f"{key}={value}" for key, value in sorted(model_kwargs.items())]
+    return Path("work_dirs", "-".join([model, *options]).replace(os.sep, "_"))
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="python -m gram_backbones models lists them")
     parser.add_argument(
+        "--model-kwargs",
+        nargs="+",
+        action="extend",
+        type=keyword,
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of the model, such as edges=static",
+    )
+    parser.add_argument(
         "--data", required=True, help="folder with train/ and val/, or with torchvision's CIFAR"
     )
     parser.add_argument("--dataset", choices=DATASETS, default="folder")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR where it is missing")
+    parser.add_argument(
+        "--cache",
+        action="store_true",
+        help="keep decoded images in memory, for small ones; takes --workers 0",
+    )
     parser.add_argument("--recipe", help=f"default: the model's; one of {', '.join(RECIPES)}")
     parser.add_argument("--epochs", type=int, help="whole run, warm-up included")
     parser.add_argument(
@@ -52,7 +86,7 @@ def parse_args() -> argparse.Namespace:
         help="processes that load images, per training process; 0 loads in it",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="default: work_dirs/MODEL")
+    parser.add_argument("--output", help="default: work_dirs/MODEL, with the model's arguments")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -62,7 +96,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate --resume's weights")
     args = parser.parse_args()
-    args.output = Path(args.output or Path("work_dirs", args.model))
+    args.model_kwargs = dict(args.model_kwargs)
+    args.output = Path(args.output or default_output(args.model, args.model_kwargs))
     if args.resume == "auto" or (args.eval_only and args.resume is None):
         args.resume = args.output / "last.pth"
     return args
@@ -70,6 +105,10 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], object]:
     """What the command line asks for, checked and ready to be called."""
+    if args.cache and args.workers:
+        raise ValueError(
+            f"--cache takes --workers 0, not {args.workers}: each of them would decode anew"
+        )
     with torch.device("meta"):
         preprocessing = create_model(args.model).variant.preprocessing
     recipe = find_recipe(args.model, args.dataset, args.recipe).with_changes(
@@ -77,7 +116,12 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
     )
     with primary_first(processes):
         train_set, val_set = open_datasets(
-            args.data, args.dataset, recipe, preprocessing, download=args.download
+            args.data,
+            args.dataset,
+            recipe,
+            preprocessing,
+            download=args.download,
+            cache=args.cache,
         )
     config = RunConfig(
         model=args.model,
@@ -88,6 +132,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
         lr=args.lr,
         seed=args.seed,
         amp=args.amp,
+        model_kwargs=args.model_kwargs,
     )
     if args.eval_only:
         return Evaluation(config, val_set, args.resume, processes, workers=args.workers).run

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from ..registry import create_model
 from .recipes import Recipe
 
+# Arguments of a model that follow from the data.
+_FROM_DATA = ("num_classes", "features_only", "out_features", "in_channels")
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,6 +33,7 @@ class RunConfig:
         lr: learning rate at the end of the warm-up; None scales the recipe's to ``batch_size``.
         seed: of the start, the order of images and all that is random; 0 or more.
         amp: ``"none"``, ``"bf16"`` or ``"fp16"`` (on GPUs), the type that autocast computes in.
+        model_kwargs: further arguments of the model.
 
     Raises:
         ValueError: a number out of its range, or an unknown type.
@@ -43,6 +47,7 @@ class RunConfig:
     lr: float | None = None
     seed: int = 0
     amp: str = "none"
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("seed", 0)):
@@ -65,17 +70,35 @@ class RunConfig:
         return {**recipe, **own, "lr": self.peak_lr}
 
 
-def build_classifier(name: str, num_classes: int, recipe: Recipe) -> nn.Module:
+def build_classifier(
+    name: str, num_classes: int, recipe: Recipe, model_kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A model with fresh weights and a recipe's dropout.
 
+    Args:
+        name: of the model.
+        num_classes: outputs of the classifier.
+        recipe: gives dropout, start and image size.
+        model_kwargs: further arguments of the model; AOGNet's ``dropout`` goes before the recipe's.
+
     Raises:
-        ValueError: an unknown name, dropout for a model that has no place for it, or images that
-            are smaller than its total stride.
+        ValueError: an unknown name, an argument that the model does not take, dropout for a model
+            that has no place for it, or images that are smaller than its total stride.
     """
-    if name.startswith("aognet"):
-        model = create_model(name, num_classes=num_classes, dropout=recipe.dropout)
-    else:
-        model = create_model(name, num_classes=num_classes)
+    kwargs = dict(model_kwargs or {})
+    if settled := sorted(kwargs.keys() & set(_FROM_DATA)):
+        raise ValueError(f"model_kwargs has {settled[0]!r}, which follows from the data")
+    is_aognet = name.startswith("aognet")
+    if is_aognet:
+        kwargs = {"dropout": recipe.dropout, **kwargs}
+    try:
+        model = create_model(name, num_classes=num_classes, **kwargs)
+    except (AttributeError, TypeError) as error:  # an unknown argument, or one of another type
+        if not model_kwargs:
+            raise
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} does not take {dict(model_kwargs)}: {reason}") from error
+    if not is_aognet:
         layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         if recipe.dropout and not layers:
             raise ValueError(f"dropout is {recipe.dropout}; {name} has no such layer, allowed is 0")

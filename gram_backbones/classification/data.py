@@ -26,6 +26,7 @@ def open_datasets(
     preprocessing: Preprocessing,
     *,
     download: bool = False,
+    cache: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """The training and the evaluation images; items are ``(3, H, W)`` tensors and labels.
 
@@ -36,6 +37,7 @@ def open_datasets(
         recipe: gives the image size and the augmentation.
         preprocessing: of the network.
         download: fetch CIFAR where it is missing.
+        cache: keep decoded images in memory, see :class:`CachedImages`.
 
     Raises:
         FileNotFoundError: a folder or CIFAR is missing, or a class has no images.
@@ -45,6 +47,7 @@ def open_datasets(
         raise ValueError(f"dataset is {dataset!r}; allowed are {DATASETS}")
     augment = build_transform(recipe, preprocessing, training=True)
     centre = build_transform(recipe, preprocessing, training=False)
+    keep = CachedImages if cache else lambda images: images
     if dataset == "folder":
         train = _open_folder(Path(root) / "train", augment)
         val = _open_folder(Path(root) / "val", centre)
@@ -54,7 +57,7 @@ def open_datasets(
                 f"train and val of {root} have not the same classes; in one of them only: "
                 f"{', '.join(differing[:8])}"
             )
-        return train, val
+        return keep(train), keep(val)
     try:
         train = _CIFAR[dataset](root, True, augment, download=download)
         val = _CIFAR[dataset](root, False, centre, download=download)
@@ -63,7 +66,32 @@ def open_datasets(
             f"{dataset} is not whole in {os.fspath(root)}: name the folder that holds "
             f"{_CIFAR[dataset].base_folder}, or ask for the download"
         ) from error
-    return train, val
+    return keep(train), keep(val)
+
+
+class CachedImages(Dataset):
+    """Images that are decoded once and kept in memory; the transform runs for every access.
+
+    For small images: 60,000 of 32 pixels take about 0.3 GB. Processes that load images keep copies
+    of their own.
+
+    Args:
+        images: a data set of torchvision, which gives its ``transform`` away.
+    """
+
+    def __init__(self, images: datasets.VisionDataset):
+        self.images, self.classes = images, images.classes
+        self.transform, images.transform = images.transform, None
+        self.kept: list[tuple[Image, int] | None] = [None] * len(images)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.kept[index] is None:
+            self.kept[index] = self.images[index]
+        image, label = self.kept[index]
+        return self.transform(image), label
 
 
 def _open_folder(folder: Path, transform: Callable) -> datasets.ImageFolder:

@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..connectivity import SHARES, dynamic_stages, summarise
+from ..dynamic_graph import record_connectivity
 from ..weights import load_classifier_weights
 from .building import (
     AMP_DTYPES,
@@ -39,19 +41,27 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 def evaluate(
     model: nn.Module, loader: DataLoader, processes: Processes, amp: str = "none"
 ) -> dict[str, float]:
-    """Cross-entropy, and top-1 and top-5 accuracy in percent, over the images of all processes."""
+    """Cross-entropy, and top-1 and top-5 accuracy in percent, over the images of all processes.
+
+    For models with dynamic edges also the shares of :func:`gram_backbones.connectivity.summarise`.
+    """
     device = processes.device
     model.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    stages = dynamic_stages(model)
+    keys = ("val_loss", "top1", "top5", *(SHARES if stages else ()))
+    totals = torch.zeros(len(keys) + 1, dtype=torch.float64, device=device)
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
-        with autocast(device, amp):
+        with autocast(device, amp), record_connectivity(model) as records:
             logits = model(images)
         logits = logits.float()
         means = [F.cross_entropy(logits, labels), *accuracy(logits, labels, topk=(1, 5))]
+        if stages:
+            shares = summarise({name: records[name] for name in stages})
+            means += logits.new_tensor([shares[key] for key in SHARES])
         totals += torch.stack([*means, torch.ones_like(means[0])]) * len(labels)
     *sums, count = processes.sum(totals).tolist()
-    return dict(zip(("val_loss", "top1", "top5"), (value / count for value in sums)))
+    return dict(zip(keys, (value / count for value in sums)))
 
 
 class Evaluation:
@@ -79,7 +89,9 @@ class Evaluation:
         workers: int = 0,
     ):
         self.config, self.processes = config, processes
-        self.model = build_classifier(config.model, config.num_classes, config.recipe)
+        self.model = build_classifier(
+            config.model, config.num_classes, config.recipe, config.model_kwargs
+        )
         load_classifier_weights(self.model, path)
         self.model.to(processes.device)
         batch = max(1, config.batch_size // processes.count)
@@ -165,7 +177,9 @@ class Trainer:
         if config.amp == "fp16" and device.type == "cpu":
             raise ValueError("amp is 'fp16'; on a CPU allowed are 'none' and 'bf16'")
         seed_everything(config.seed)
-        self.model = build_classifier(config.model, config.num_classes, recipe).to(device)
+        self.model = build_classifier(
+            config.model, config.num_classes, recipe, config.model_kwargs
+        ).to(device)
         self.preprocessing = self.model.variant.preprocessing
         self.optimizer = build_optimizer(self.model, recipe, config.peak_lr)
         updates = len(self.train_loader)
@@ -183,8 +197,9 @@ class Trainer:
 
         Returns:
             What ``metrics.jsonl`` holds, one entry per epoch: learning rate at its start, training
-            loss, validation loss, top-1 and top-5 in percent, the last three with ``ema_`` for the
-            moving average, and training images per second over all processes.
+            loss, validation loss, top-1 and top-5 in percent, with dynamic edges the shares of
+            closed edges and blocks, all after the loss with ``ema_`` for the moving average, then
+            training images per second over all processes, and seconds, evaluation included.
 
         Raises:
             FloatingPointError: the training loss is not finite; what was saved before stays.
@@ -196,7 +211,9 @@ class Trainer:
             line["loss"] = self._train_epoch(epoch)
             images = len(self.train_loader) * self.config.batch_size
             speed = images / (time.perf_counter() - start)
-            self.history.append({**line, **self._evaluate(), "images_per_second": round(speed, 1)})
+            line |= {**self._evaluate(), "images_per_second": round(speed, 1)}
+            line["seconds"] = round(time.perf_counter() - start, 1)
+            self.history.append(line)
             self.epoch = epoch
             if self.processes.rank == 0:
                 self._save()
@@ -271,6 +288,8 @@ class Trainer:
             "top5": f"{line[prefix + 'top5']:.2f}",
             "epoch": self.epoch,
         }
+        if config.model_kwargs:
+            values["model_kwargs"] = dict(config.model_kwargs)
         training = {
             "model": self.model.state_dict(),
             "ema": ema,
@@ -308,7 +327,8 @@ class Trainer:
         content = read_checkpoint(path).get("training")
         if content is None:
             raise ValueError(f"{path} holds weights only, no run to go on with")
-        here, there = self.config.record(), content["config"]
+        # Checkpoints of earlier versions have no model_kwargs.
+        here, there = self.config.record(), {"model_kwargs": {}, **content["config"]}
         differing = [key for key in {**here, **there} if here.get(key) != there.get(key)]
         if differing:
             changes = (f"{k} is {here.get(k)!r}, there {there.get(k)!r}" for k in differing)
