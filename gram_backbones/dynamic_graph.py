@@ -157,7 +157,7 @@ class DynamicGraph(nn.Module):
         x0 = self._input_node(x, blocks[0])
         dynamic = self.edges == "dynamic"
         edges = _DynamicEdges(self, valid_sizes) if dynamic else _FixedEdges(self, x)
-        if dynamic and not self.training and can_skip(x):
+        if dynamic and not (self.training or self.gates_as_in_training) and can_skip(x):
             out = run_open_edges(self, edges, x, x0, blocks)
         else:
             out = self._run_all_edges(edges, x, x0, blocks)
@@ -367,7 +367,9 @@ def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
 
 @contextmanager
 def training_gate(model: nn.Module) -> Iterator[None]:
-    """Edges are weighed as in training while the context lasts; norms and dropout keep their mode.
+    """Edges are weighed as in training while the context lasts, and none is skipped.
+
+    Norms and dropout keep their mode.
 
     Args:
         model: any module that holds dynamic stages.

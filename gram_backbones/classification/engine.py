@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..connectivity import SHARES, dynamic_stages, summarise
-from ..dynamic_graph import record_connectivity
+from ..dynamic_graph import record_connectivity, training_gate
+from ..gate_report import report_gates
 from ..weights import load_classifier_weights
 from .building import (
     AMP_DTYPES,
@@ -43,12 +44,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Cross-entropy, and top-1 and top-5 accuracy in percent, over the images of all processes.
 
-    For models with dynamic edges also the shares of :func:`gram_backbones.connectivity.summarise`.
+    For models with dynamic edges also ``training_gate_top1``, with every edge computed and weighed
+    as in training, and the shares of :func:`gram_backbones.connectivity.summarise`.
     """
     device = processes.device
     model.eval()
     stages = dynamic_stages(model)
-    keys = ("val_loss", "top1", "top5", *(SHARES if stages else ()))
+    keys = ("val_loss", "top1", "top5", *(("training_gate_top1", *SHARES) if stages else ()))
+    if processes.rank == 0:
+        report_gates(model, lambda level, line: print(line, flush=True))
     totals = torch.zeros(len(keys) + 1, dtype=torch.float64, device=device)
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
@@ -57,6 +61,9 @@ def evaluate(
         logits = logits.float()
         means = [F.cross_entropy(logits, labels), *accuracy(logits, labels, topk=(1, 5))]
         if stages:
+            with autocast(device, amp), training_gate(model):
+                means += accuracy(model(images).float(), labels)
+            # The first batch runs more than once for the report: its records are all alike.
             shares = summarise({name: records[name] for name in stages})
             means += logits.new_tensor([shares[key] for key in SHARES])
         totals += torch.stack([*means, torch.ones_like(means[0])]) * len(labels)
