@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,25 +56,26 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
 
     Raises:
         ValueError: a path that is no ``nn.Sequential`` in the network, a stage that the example
-            does not run through or that repeats a block, or blocks of unequal output shapes.
+            does not run through or that repeats a block, blocks of unequal output shapes, or blocks
+            that do not compute maps ``(B, C, H, W)`` with convolutions.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> network = rewire(resnet18(), ["layer3", "layer4"], torch.zeros(1, 3, 64, 64))
+        >>> network(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 1000])
     """
     if not stages:
         raise ValueError("stages is empty; name at least one nn.Sequential of the network")
     network = copy.deepcopy(network)
     found = dict(network.named_modules())
     for path in stages:
-        if not isinstance(found.get(path), nn.Sequential) or not len(found[path]):
-            known = [name for name, m in found.items() if name and isinstance(m, nn.Sequential)]
-            raise ValueError(f"{path!r} is no stage of the network; allowed are {known}")
-        blocks = list(found[path])
-        if len({id(block) for block in blocks}) < len(blocks) or "graph" in found[path]._modules:
-            raise ValueError(f"{path!r} repeats a block, or has one named 'graph'")
+        _check_stage(path, found)
     shapes = _measure(network, {path: found[path] for path in stages}, example)
     for path in stages:
         blocks = list(found[path])
+        _check_maps(path, blocks, shapes[path])
         before, *after = shapes[path]
-        if len(set(after)) > 1:
-            raise ValueError(f"the blocks of {path!r} return {after}; a graph takes equal shapes")
         stride = tuple(-(-a // b) for a, b in zip(before[2:], after[0][2:]))
         graph = graph_for(blocks, before[1], after[0][1], stride, **options)
         place = next(found[path].parameters())
@@ -84,6 +85,43 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
         stage.training = found[path].training
         setattr(network.get_submodule(parent), name, stage)
     return network
+
+
+def _check_stage(path: str, found: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError where a path does not lead to a sequence of blocks."""
+    stage = found.get(path)
+    if not isinstance(stage, nn.Sequential) or not len(stage):
+        known = [name for name, m in found.items() if name and isinstance(m, nn.Sequential)]
+        reason = "is not in the network"
+        if stage is not None:
+            reason = (
+                f"is a {type(stage).__name__}, not an nn.Sequential of blocks that each map the "
+                "output of the one before to its shape (a dense block is none: it changes the "
+                "number of channels with every layer)"
+            )
+        raise ValueError(f"{path!r} {reason}; allowed are {known}")
+    blocks = list(stage)
+    if len({id(block) for block in blocks}) < len(blocks) or "graph" in stage._modules:
+        raise ValueError(f"{path!r} repeats a block, or has one named 'graph'")
+
+
+def _check_maps(path: str, blocks: list[nn.Module], shapes: list[tuple[int, ...]]) -> None:
+    """Raise ValueError where blocks do not return maps of one shape, channels first."""
+    if len(set(shapes[1:])) > 1:
+        raise ValueError(
+            f"the blocks of {path!r} return {shapes[1:]}; a graph sums their outputs and takes "
+            "equal shapes (dense and transition blocks change the number of channels)"
+        )
+    if any(len(shape) != 4 for shape in shapes):
+        raise ValueError(
+            f"the blocks of {path!r} map {shapes[0]} to {shapes[1]}; a graph takes maps "
+            "(B, C, H, W), not sequences of tokens"
+        )
+    if not any(isinstance(m, nn.Conv2d) for block in blocks for m in block.modules()):
+        raise ValueError(
+            f"the blocks of {path!r} have no convolution: they seem to map {shapes[1]} with "
+            "channels last, as Swin does; a graph takes (B, C, H, W)"
+        )
 
 
 def _measure(
