@@ -119,11 +119,11 @@ def _placed(
     network: nn.Module, values: Mapping[str, Tensor], prefix: str, head: str | None
 ) -> dict[str, Tensor]:
     """The tensors where a detector has them; a classifier has no place there."""
+    last = [] if head is None else network.feature_modules("res5")
     parts = {
         f"{name}."
         for name, module in network.named_modules()
-        for stage in network.feature_modules("res5")
-        if module is stage
+        if any(module is part for part in last)
     }
     tensors = {}
     for name, value in values.items():

@@ -154,6 +154,18 @@ def test_a_c4_detector_s_file_fills_network_and_stage(family, layout):
         assert torch.equal(value, own[name if name in own else f"res5.{name}"])
 
 
+@pytest.mark.parametrize("name", ("aognet_cifar_s_full", "dgnet_cifar_r20"))
+def test_networks_of_three_stages_are_written_for_pyramids_only(name, tmp_path):
+    state = create_model(name, num_classes=10).state_dict()
+    torch.save(state, tmp_path / "source.pth")
+    paths = (str(tmp_path / "source.pth"), tmp_path / "target.pth", name)
+    convert_weights(*paths, layout="mmdet")
+    written = torch.load(tmp_path / "target.pth", weights_only=True)["state_dict"]
+    assert set(written) == {f"backbone.{key}" for key in state if not key.startswith("fc.")}
+    with pytest.raises(ValueError, match=f"takes a last stage res5, which {name} does not have"):
+        convert_weights(*paths, layout="mmdet-c4")
+
+
 def test_learned_scales_keep_their_start():
     network = AOGNet(TINY, learn_scales=True)
     found = load_weights(network, WeightFile("f", AOGNet(TINY).state_dict()))

@@ -128,7 +128,7 @@ RECIPES = {
         image_size=32,
         augmentation="padded_crop",
     ),
-    # For comparisons at the size of ResNet-20 in minutes of a CPU.
+    # For short comparisons of networks of the size of ResNet-20.
     "cifar_small": Recipe(
         source="ours; for small networks on CIFAR",
         lr=0.1,
