@@ -132,8 +132,7 @@ def test_cached_images_are_decoded_once_and_change_nothing(tool, monkeypatch, fe
 
 
 def test_metrics_have_the_shares_of_closed_edges_and_blocks(tool, monkeypatch, few, tmp_path):
-    given = ("--model-kwargs", "router_bias=0", "gate='hard'")
-    call(tool, monkeypatch, *arguments(few, tmp_path, *given))
+    call(tool, monkeypatch, *arguments(few, tmp_path))
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert 0 <= line["closed_edges"] <= 1 and 0 <= line["closed_blocks"] <= 1
     assert line["seconds"] > 0
