@@ -31,8 +31,7 @@ def weighted_sum(features: Sequence[Tensor], weights: Tensor | None) -> Tensor:
     weights = weights.to(features[0].dtype)
     total = features[0] * weights[:, 0, None, None, None]
     for k, feature in enumerate(features[1:], 1):
-        # In place: the memory is our own, and no gradient needs it.
-        total = total.addcmul_(feature, weights[:, k, None, None, None])
+        total = torch.addcmul(total, feature, weights[:, k, None, None, None])
     return total
 
 

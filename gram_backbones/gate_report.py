@@ -13,13 +13,13 @@ from .connectivity import summarise
 from .dgnet import DGNet, DGStage
 from .dynamic_graph import dynamic_graphs, record_connectivity, training_gate
 
+logger = logging.getLogger(__name__)
+
 # Relative distance of the features above which the line is a warning.
 TOLERANCE = 0.05
 
 
-def report_gates(
-    model: nn.Module, log: Callable[[int, str], Any] = logging.getLogger(__name__).log
-) -> None:
+def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) -> None:
     """Log once, with the next batch that each DG-Net in ``model`` evaluates, how its edges stand.
 
     The line gives the share of closed edges and blocks, and how far the features are from those

@@ -107,18 +107,16 @@ def require_known_parts(blocks: Iterable[nn.Module]) -> None:
 
 
 def call_with_shortcut(block: nn.Module, x: Tensor, shortcut: Tensor | None) -> Tensor:
-    """A block's output with another shortcut than its own, or with none.
-
-    Hooks on the block fire where :func:`accept_shortcut` prepared it.
+    """A block's output with another shortcut than its own, or with none; its hooks fire.
 
     Args:
         block: of known parts.
         x: input of the branch ``(B, C_in, H_in, W_in)``.
         shortcut: what to add to the branch's output, of its shape.
     """
-    if isinstance(block, _AcceptsShortcut):
-        return block(x, shortcut=shortcut)
-    return _join(parts_of(block), x, shortcut)
+    if not isinstance(block, _AcceptsShortcut):
+        accept_shortcut(block)
+    return block(x, shortcut=shortcut)
 
 
 def accept_shortcut(block: nn.Module) -> None:

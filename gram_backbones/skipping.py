@@ -27,11 +27,11 @@ def can_skip(x: Tensor) -> bool:
 
     Python's choice of edges would otherwise be baked into a trace, and fit one image only.
     """
-    if torch.is_grad_enabled() or x.shape[0] == 0:
+    if torch.is_grad_enabled():
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed(x):
         return not _say_plain_once()
-    return x.device.type != "meta"
+    return x.shape[0] > 0 and x.device.type != "meta"
 
 
 def _is_transformed(x: Tensor) -> bool:

@@ -90,7 +90,7 @@ def test_hooks_on_a_block_get_what_the_graph_computes_with(name, mode):
 
 @MODES
 def test_a_router_s_hook_may_close_its_edges(mode):
-    model = all_open(SMALL["basic"])
+    model = all_open(SMALL["basic"], side_bias=3.0)
     for graph in model.graphs.values():
         nn.init.constant_(graph.thresholds, 0.5)
     graph = model.graphs["1"]

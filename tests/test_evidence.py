@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from gram_backbones import create_model
-from gram_backbones.dgnet import DGNetVariant
 
 from .test_classification import ROOT, load_tool
 
@@ -63,8 +61,6 @@ def test_every_row_is_run_once_and_builds(evidence, tmp_path):
     for line in started:
         _, _, given = line.partition("--model-kwargs")
         kwargs = dict(map(keyword, given.split()))
-        if "side_bias" in kwargs and "side_bias" not in {f.name for f in fields(DGNetVariant)}:
-            continue
         with torch.device("meta"):
             create_model(re.search(r"--model (\S+)", line)[1], **kwargs)
 

@@ -70,6 +70,9 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="keep decoded images in memory, for small ones; takes --workers 0",
     )
+    parser.add_argument(
+        "--weights", help="file to start from; a base network's starts a DG-Net near it"
+    )
     parser.add_argument("--recipe", help=f"default: the model's; one of {', '.join(RECIPES)}")
     parser.add_argument("--epochs", type=int, help="whole run, warm-up included")
     parser.add_argument(
@@ -133,6 +136,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
         seed=args.seed,
         amp=args.amp,
         model_kwargs=args.model_kwargs,
+        weights=args.weights,
     )
     if args.eval_only:
         return Evaluation(config, val_set, args.resume, processes, workers=args.workers).run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..registry import create_model
+from ..weights import load_weights
 from .recipes import Recipe
 
 # Arguments of a model that follow from the data.
@@ -34,6 +36,7 @@ class RunConfig:
         seed: of the start, the order of images and all that is random; 0 or more.
         amp: ``"none"``, ``"bf16"`` or ``"fp16"`` (on GPUs), the type that autocast computes in.
         model_kwargs: further arguments of the model.
+        weights: file that the run starts from; None starts at random.
 
     Raises:
         ValueError: a number out of its range, or an unknown type.
@@ -48,6 +51,7 @@ class RunConfig:
     seed: int = 0
     amp: str = "none"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("seed", 0)):
@@ -111,6 +115,21 @@ def build_classifier(
             f"image_size is {recipe.image_size}; {name} takes {model.size_divisibility} and more"
         )
     return model
+
+
+def load_start(model: nn.Module, source: str | Path) -> None:
+    """Start a classifier from a file; a DG-Net from its base network's, then near that network.
+
+    Args:
+        model: gets the weights. A classifier for another number of classes keeps its own.
+        source: see :func:`gram_backbones.load_weights`.
+
+    Raises:
+        FileNotFoundError, WeightError: see :func:`gram_backbones.load_weights`.
+    """
+    found = load_weights(model, source)
+    if any("routers" in name for name in found.kept):
+        model.start_as_base()
 
 
 def _start_as_goyal(model: nn.Module) -> None:

@@ -27,6 +27,7 @@ from .building import (
     build_classifier,
     build_optimizer,
     build_scheduler,
+    load_start,
 )
 from .checkpoint import describe, fill_classifier, read_checkpoint, write_checkpoint, write_metrics
 from .data import evaluation_loader, training_loader
@@ -154,6 +155,7 @@ class Trainer:
             raise FileExistsError(
                 f"{self.output} holds a run: resume it, or name another folder for the output"
             )
+        self.resumes = resume is not None
         self._build_loaders(train_set, val_set, workers)
         self._build_training()
         self.epoch, self.updates = 0, 0
@@ -186,7 +188,10 @@ class Trainer:
         seed_everything(config.seed)
         self.model = build_classifier(
             config.model, config.num_classes, recipe, config.model_kwargs
-        ).to(device)
+        )
+        if config.weights and not self.resumes:
+            load_start(self.model, config.weights)
+        self.model.to(device)
         self.preprocessing = self.model.variant.preprocessing
         self.optimizer = build_optimizer(self.model, recipe, config.peak_lr)
         updates = len(self.train_loader)
@@ -212,6 +217,10 @@ class Trainer:
             FloatingPointError: the training loss is not finite; what was saved before stays.
         """
         self.output.mkdir(parents=True, exist_ok=True)
+        if self.config.weights and not self.epoch:
+            start = self._evaluate()
+            if self.processes.rank == 0:
+                print(f"at the start: top-1 {start['top1']:.2f}", flush=True)
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
             line = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
             start = time.perf_counter()
@@ -334,8 +343,9 @@ class Trainer:
         content = read_checkpoint(path).get("training")
         if content is None:
             raise ValueError(f"{path} holds weights only, no run to go on with")
-        # Checkpoints of earlier versions have no model_kwargs.
-        here, there = self.config.record(), {"model_kwargs": {}, **content["config"]}
+        # Checkpoints of earlier versions have neither.
+        added = {"model_kwargs": {}, "weights": None}
+        here, there = self.config.record(), {**added, **content["config"]}
         differing = [key for key in {**here, **there} if here.get(key) != there.get(key)]
         if differing:
             changes = (f"{k} is {here.get(k)!r}, there {there.get(k)!r}" for k in differing)
