@@ -131,11 +131,35 @@ def test_cached_images_are_decoded_once_and_change_nothing(tool, monkeypatch, fe
     assert "--cache takes --workers 0, not 2" in said
 
 
-def test_metrics_have_the_shares_of_closed_edges_and_blocks(tool, monkeypatch, few, tmp_path):
+def test_metrics_have_both_gates_and_the_shares_of_closed_edges(
+    tool, monkeypatch, few, tmp_path, capsys
+):
     call(tool, monkeypatch, *arguments(few, tmp_path))
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert 0 <= line["closed_edges"] <= 1 and 0 <= line["closed_blocks"] <= 1
-    assert line["seconds"] > 0
+    assert line["seconds"] > 0 and line["training_gate_top1"] == line["top1"]
+    assert capsys.readouterr().out.count("DG-Net: ") == 1
+
+
+def test_a_run_starts_from_the_base_network_s_weights(tool, monkeypatch, few, tmp_path, capsys):
+    base = build_classifier("dgnet_cifar_r20", 4, RECIPES["cifar_small"], {"edges": "chain"})
+    torch.save(base.state_dict(), tmp_path / "base.pth")
+    tops = []
+    for edges in ("chain", "dynamic"):
+        more = ("--model-kwargs", f"edges={edges}", "--weights", tmp_path / "base.pth")
+        call(tool, monkeypatch, *arguments(few, tmp_path / edges, "--lr", 1e-9, *more))
+        tops.append(re.findall(r"at the start: top-1 ([\d.]+)", capsys.readouterr().out))
+    assert tops[0] == tops[1] and len(tops[0]) == 1
+    state = read_checkpoint(tmp_path / "dynamic/last.pth")["state_dict"]
+    for name, value in base.state_dict().items():
+        if name.endswith("weight"):
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
+    bias = state["graphs.0.routers.0.bias"]
+    assert bias.tolist() == pytest.approx([7, -7, -7, -7], abs=1e-3)  # start_as_base
+    call(tool, monkeypatch, *arguments(few, tmp_path / "dynamic", "--lr", 1e-9, *more, "--resume"))
+    (tmp_path / "base.pth").unlink()
+    said = refused(tool, monkeypatch, *arguments(few, tmp_path / "none", *more))
+    assert "there is no weight file" in said
 
 
 def test_the_shares_are_those_of_all_validation_images(few):

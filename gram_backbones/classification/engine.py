@@ -64,8 +64,8 @@ def evaluate(
         if stages:
             with autocast(device, amp), training_gate(model):
                 means += accuracy(model(images).float(), labels)
-            # The first batch runs more than once for the report: its records are all alike.
-            shares = summarise({name: records[name] for name in stages})
+            # The report runs the first batch again.
+            shares = summarise({name: records[name][:1] for name in stages})
             means += logits.new_tensor([shares[key] for key in SHARES])
         totals += torch.stack([*means, torch.ones_like(means[0])]) * len(labels)
     *sums, count = processes.sum(totals).tolist()
@@ -186,9 +186,7 @@ class Trainer:
         if config.amp == "fp16" and device.type == "cpu":
             raise ValueError("amp is 'fp16'; on a CPU allowed are 'none' and 'bf16'")
         seed_everything(config.seed)
-        self.model = build_classifier(
-            config.model, config.num_classes, recipe, config.model_kwargs
-        )
+        self.model = build_classifier(config.model, config.num_classes, recipe, config.model_kwargs)
         if config.weights and not self.resumes:
             load_start(self.model, config.weights)
         self.model.to(device)
