@@ -256,7 +256,7 @@ def test_a_base_network_s_weights_leave_the_routers_alone(tmp_path):
     backbone = tiny("DGNet", init_cfg=init_cfg, start_as_base=True)
     backbone.init_weights()
     assert torch.equal(backbone.layer4[1].conv2.weight, base.layer4[1].conv2.weight)
-    assert set(backbone.graphs["0"].thresholds.tolist()) == {-8.0}
+    assert set(backbone.graphs["0"].routers[0].bias.tolist()) == {7.0, -7.0}  # start_as_base
 
 
 @pytest.mark.parametrize("damage", ("missing", "shape", "foreign", "text"))
