@@ -318,9 +318,8 @@ class DGNet(StagedBackbone, _DynamicStages):
                 only that. None: all of it.
         """
         if isinstance(valid_sizes, torch.fx.Proxy):
-            valid_sizes = (
-                None  # symbolic tracing makes inputs of all arguments; it takes images alone
-            )
+            # Symbolic tracing makes an input of every argument; it takes images alone.
+            valid_sizes = None
         wanted = self.wanted_features()
         features = {}
         for path in self.layout.stem:
