@@ -175,25 +175,19 @@ class DynamicGraph(nn.Module):
         for j, block in enumerate(blocks, 1):
             sources, weights = edges.into(j)
             inputs = [x] if j == 1 else [features[i] for i in sources]
-            features.append(self.run_node(j, block, inputs, weights, x0))
+            features.append(self.run_node(j, block, weighted_sum(inputs, weights), weights, x0))
             edges.leave(j, features[j])
         sources, weights = edges.into(self.n_blocks + 1)
         return weighted_sum([features[i] for i in sources], weights)
 
     def run_node(
-        self,
-        j: int,
-        block: nn.Module,
-        inputs: Sequence[Tensor],
-        weights: Tensor | None,
-        x0: Tensor,
+        self, j: int, block: nn.Module, x: Tensor, weights: Tensor | None, x0: Tensor
     ) -> Tensor:
-        """Node j's output: its block on the weighted sum of ``inputs``.
+        """Node j's output: its block on ``x``, the weighted sum of what the node reads.
 
         Node 1 reads the stage input, with weight(0, 1) · x_0 as its shortcut, so that projection
         and norm of the shortcut run once in a forward pass [choice].
         """
-        x = weighted_sum(inputs, weights)
         parts = parts_of(block)
         run = block
         if parts.adds_shortcut and not self.block_shortcut:

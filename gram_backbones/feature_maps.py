@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,12 +11,18 @@ from torch import Tensor
 ValidSizes = Sequence[tuple[int, int] | Tensor]
 
 
-def weighted_sum(features: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+def weighted_sum(
+    features: Sequence[Tensor],
+    weights: Tensor | None,
+    addcmul: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.addcmul,
+) -> Tensor:
     """Σ_k weights[:, k] · features[k].
 
     Args:
         features: k maps ``(B, C, H, W)``.
         weights: ``(B, k)``, or None for weight 1.
+        addcmul: adds a product to the sum so far; ``torch.Tensor.addcmul_`` does it in place,
+            which `torch.func.vmap` does not know.
 
     Returns:
         ``(B, C, H, W)`` in the features' dtype; the one feature itself where nothing is to be
@@ -31,7 +37,7 @@ def weighted_sum(features: Sequence[Tensor], weights: Tensor | None) -> Tensor:
     weights = weights.to(features[0].dtype)
     total = features[0] * weights[:, 0, None, None, None]
     for k, feature in enumerate(features[1:], 1):
-        total = torch.addcmul(total, feature, weights[:, k, None, None, None])
+        total = addcmul(total, feature, weights[:, k, None, None, None])
     return total
 
 

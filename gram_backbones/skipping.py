@@ -77,14 +77,19 @@ def run_open_edges(
             if len(images) < len(x):
                 chosen = torch.tensor(images, device=x.device)
                 *inputs, weights, base = (t[chosen] for t in (*inputs, weights, base))
-            out = graph.run_node(j, block, inputs, weights, base)
+            out = graph.run_node(j, block, _sum(inputs, weights), weights, base)
             if len(images) < len(x):
                 out = out.new_zeros(len(x), *out.shape[1:]).index_copy_(0, chosen, out)
             features.append(out)
         edges.leave(j, features[j])
     _, weights = edges.into(len(blocks) + 1)
     _, sources = _open(weights)
-    return weighted_sum([features[i] for i in sources], weights[:, sources])
+    return _sum([features[i] for i in sources], weights[:, sources])
+
+
+def _sum(features: Sequence[Tensor], weights: Tensor) -> Tensor:
+    # One new tensor for each sum: on a CPU the first touch of memory costs as much as the addition.
+    return weighted_sum(features, weights, torch.Tensor.addcmul_)
 
 
 def _open(weights: Tensor) -> tuple[list[int], list[int]]:

@@ -41,6 +41,8 @@ def evidence(tmp_path):
     python.write_text(_RECORDER)
     python.chmod(0o755)
     record = tmp_path / "record"
+    for split in ("train", "val"):
+        (tmp_path / "cifar" / split).mkdir(parents=True)
 
     def call(*arguments, **variables):
         record.write_text("")
@@ -90,6 +92,7 @@ def test_wrong_arguments_of_evidence_are_one_sentence(evidence):
     for arguments, variables, message in (
         (("cifar", "out"), {"ROWS": "resnet56"}, "there is no row resnet56; allowed are resnet20"),
         (("cifar",), {}, "it takes DATA OUTPUT"),
+        (("cifar10", "out"), {}, "there is no folder cifar10/train"),
     ):
         started, done = evidence(*arguments, **variables)
         assert not started and done.returncode == 2
@@ -182,3 +185,56 @@ def test_a_wrong_folder_is_one_sentence(
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.count("\n") == 1
     assert re.match(f"plot_runs.py: .*{message}", said)
+
+
+# What single images leave out
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A network that never runs the first block of its last stage, and three pictures."""
+    for name in "abc":
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32), {"a": "red", "b": "green", "c": "blue"}[name]).save(
+            folder / "1.png"
+        )
+
+    def write(**kwargs):
+        torch.manual_seed(0)
+        model = create_model("dgnet_cifar_r20", num_classes=3, **kwargs)
+        if not kwargs:
+            torch.nn.init.constant_(model.graphs["2"].thresholds[:1], 2.0)
+        config = dict(
+            model="dgnet_cifar_r20", num_classes=3, dataset="folder", model_kwargs=kwargs
+        )
+        content = {"state_dict": model.state_dict(), "training": {"config": config}}
+        torch.save(content, tmp_path / "last.pth")
+        return tmp_path / "last.pth", tmp_path / "images"
+
+    return write
+
+
+def test_skipped_blocks_are_counted(checkpoint, capsys):
+    tool = load_tool(ROOT / "tools/measure_skipping.py")
+    tool.measure(*checkpoint(), 10)
+    said = capsys.readouterr().out
+    # Four edges of thirty touch the block, one block of nine; its convolutions are 3 x 3, 32 to 64
+    # and 64 to 64 channels, at 8 x 8. The projection beside them feeds the other nodes.
+    saved = 9 * (32 * 64 + 64 * 64) * 64 / 40_550_400
+    assert said.splitlines()[-1] == (
+        f"3 images: 13.3% of the edges closed, 11.1% of the blocks left out; FLOPs saved per "
+        f"image: mean {saved:.1%}, least {saved:.1%}, most {saved:.1%} of 40.55 M"
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()]
+    assert [row[:3] for row in rows if row and row[0] == "block 1"] == [
+        ["block 1", "0", "100%, 0.95"],
+        ["block 1", "0", "100%, 0.95"],
+        ["block 1", "2", "0%, 0.00"],
+    ]
+
+
+def test_skipping_is_measured_on_dynamic_edges_alone(checkpoint):
+    tool = load_tool(ROOT / "tools/measure_skipping.py")
+    with pytest.raises(ValueError, match="no dynamic edges: dgnet_cifar_r20"):
+        tool.measure(*checkpoint(edges="chain"), 10)

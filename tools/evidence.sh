@@ -30,6 +30,12 @@ if (($# < 2 || $# > 3)); then
     exit 2
 fi
 data=$1 output=$2 epochs=${3:-10}
+for split in train val; do
+    if [[ ! -d $data/$split ]]; then
+        echo "evidence.sh: there is no folder $data/$split" >&2
+        exit 2
+    fi
+done
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${VENV:-$root/.venv}/bin/python
 names=$(awk 'NF { print $1 }' <<<"$table")
