@@ -205,9 +205,7 @@ def checkpoint(tmp_path):
         model = create_model("dgnet_cifar_r20", num_classes=3, **kwargs)
         if not kwargs:
             torch.nn.init.constant_(model.graphs["2"].thresholds[:1], 2.0)
-        config = dict(
-            model="dgnet_cifar_r20", num_classes=3, dataset="folder", model_kwargs=kwargs
-        )
+        config = dict(model="dgnet_cifar_r20", num_classes=3, dataset="folder", model_kwargs=kwargs)
         content = {"state_dict": model.state_dict(), "training": {"config": config}}
         torch.save(content, tmp_path / "last.pth")
         return tmp_path / "last.pth", tmp_path / "images"
