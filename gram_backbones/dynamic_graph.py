@@ -44,7 +44,8 @@ class DynamicGraph(nn.Module):
             learns one weight per edge (Table 6); ``"er"``, ``"ba"`` and ``"ws"`` learn one per edge
             of a random wiring (Table 4); ``"chain"`` is the base network: weight 1 from i to i + 1.
         router_bias: initial bias of the routers for the edges from i to i + 1 (Figure 4): 3 open,
-            0 neutral, -3 closed. Static weights start at its sigmoid.
+            0 neutral, -3 closed. Static weights start at the sigmoids of both biases, those of
+            random wirings all at that of ``router_bias``.
         side_bias: initial bias for all other edges. At -3 the stage starts near the base
             network [choice]; the paper starts all edges alike.
         gate: how α becomes an edge's weight. ``"straight_through"``: α where α ≥ τ, else 0, in
@@ -116,8 +117,9 @@ class DynamicGraph(nn.Module):
             self.thresholds = nn.Parameter(torch.empty(n_blocks + 1))
             self.open_chain(0.0, router_bias, side_bias)
         elif edges != "chain":
-            start = torch.tensor(float(router_bias), device="cpu").sigmoid().item()
-            self.edge_weights = nn.Parameter(torch.full((len(self.wiring),), start))
+            near = [edges != "static" or j == i + 1 for i, j in self.wiring]
+            biases = [float(router_bias if is_near else side_bias) for is_near in near]
+            self.edge_weights = nn.Parameter(torch.tensor(biases).sigmoid())
 
     def open_chain(self, threshold: float, chain_bias: float, side_bias: float) -> None:
         """Set τ and the routers so that every image starts with the chain i → i + 1.
