@@ -97,8 +97,7 @@ def leaves_out_blocks(model: nn.Module, inputs: list) -> bool:
 
 def check_close(got, wanted) -> None:
     """Fail unless tensors, or sequences of tensors, agree up to rounding in float32."""
-    if isinstance(wanted, Tensor):
-        got, wanted = [got], [wanted]
+    got, wanted = ([a] if isinstance(a, Tensor) else a for a in (got, wanted))
     assert len(got) == len(wanted)
     for a, b in zip(got, wanted):
         scale = b.detach().abs().amax().item()

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from gram_backbones import DGNet
+from gram_backbones import DGNet, list_models
 from gram_backbones.flops import count_conv_flops
 from gram_backbones.rewire import rewire
 
@@ -362,9 +362,24 @@ def test_skipping_is_an_optimisation_only(grad):
         torch.testing.assert_close(a, b[:, 0], rtol=1e-6, atol=1e-6 * b.std().item())
 
 
-def test_a_variant_of_the_table_traces_and_exports():
-    model, images = small_network("dgnet_r18", out_features=(3,))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "dgnet_r18" else pytest.mark.slow)
+        for name in list_models()
+        if name.startswith("dgnet_")
+    ],
+)
+def test_every_variant_traces_and_exports(name, tmp_path):
+    size = 32 if "cifar" in name else 64
+    model, images = small_network(name, size=size, num_classes=10)
     with torch.no_grad():
         check_follows_the_edges(torch.jit.trace(model, images[0]), model, images)
-        exported = torch.export.export(model, (images[0],)).module()
-    check_follows_the_edges(exported, model, images)
+        exported = torch.export.export(model, (images[0],))
+        check_follows_the_edges(exported.module(), model, images)
+        pytest.importorskip("onnxscript")
+        for dynamo, given in ((True, exported), (False, model)):
+            path = tmp_path / f"{dynamo}.onnx"
+            args = () if dynamo else (images[0],)
+            torch.onnx.export(given, args, path, dynamo=dynamo, verbose=False)
+            check_follows_the_edges(run_onnx(path), model, images)
