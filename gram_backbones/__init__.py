@@ -13,11 +13,11 @@ _HOMES = {
     "AOGNetVariant": "aognet",
     "DGNet": "dgnet",
     "DGNetVariant": "dgnet",
-    "record_connectivity": "dynamic_graph",
+    "record_connectivity": "dgnet",
     "build_graph": "grammar",
     "create_model": "registry",
     "list_models": "registry",
-    "list_weights": "zoo",
+    "list_weights": "weights",
     "load_weights": "weights",
 }
 __all__ = ["__version__", *_HOMES]

@@ -63,8 +63,8 @@ def create_model(
     model = builders[name](name, num_classes=None if features_only else num_classes, **kwargs)
     if weights is not None:
         # These import the families, and so this module.
-        from .weights import load_weights
-        from .zoo import weight_source
+        from .weights.fit import load_weights
+        from .weights.records import weight_source
 
         load_weights(model, weight_source(name, weights))
     return model

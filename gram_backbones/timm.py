@@ -32,10 +32,11 @@ except ImportError as error:
         "pip install 'timm>=1.0'"
     ) from error
 
-from . import aognet, dgnet
+from . import aognet
+from .dgnet import network as dgnet
 from .preprocessing import CIFAR_RGB
-from .weight_files import WeightFile
-from .weights import fit
+from .weights.files import WeightFile
+from .weights.fit import fit
 
 __all__ = ["TimmAOGNet", "TimmDGNet"]  # register_model adds the entry functions
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from gram_backbones import AOGNet, load_weights
 from gram_backbones.aognet import AOGNetVariant
-from gram_backbones.weight_files import WeightError
+from gram_backbones.weights.files import WeightError
 
 SMALL = AOGNetVariant((1, 1), (1, 1), (4, 4, 4), ("keep_first", "keep_last"))
 

@@ -32,8 +32,8 @@ from gram_backbones.classification.engine import Evaluation, Trainer
 from gram_backbones.classification.processes import Processes
 from gram_backbones.classification.recipes import RECIPES, find_recipe
 from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
-from gram_backbones.weight_files import write_weight_file
-from gram_backbones.weights import load_weights
+from gram_backbones.weights.files import write_weight_file
+from gram_backbones.weights.fit import load_weights
 
 from .conftest import check_ended_well
 

@@ -16,7 +16,7 @@ from gram_backbones.classification.checkpoint import read_checkpoint
 from gram_backbones.classification.data import evaluation_loader, open_datasets
 from gram_backbones.classification.engine import evaluate
 from gram_backbones.classification.recipes import RECIPES
-from gram_backbones.connectivity import summarise
+from gram_backbones.dgnet.connectivity import summarise
 from gram_backbones.preprocessing import CIFAR_RGB
 
 from .test_classification import (  # noqa: F401 (the fixture applies here too)

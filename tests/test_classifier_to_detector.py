@@ -13,7 +13,7 @@ pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from gram_backbones.demo_dataset import make_demo_dataset
+from gram_backbones.d2.demo_dataset import make_demo_dataset
 
 from .conftest import check_ended_well
 from .test_classification import make_folder

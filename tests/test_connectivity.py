@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gram_backbones import DGNet, create_model, record_connectivity
-from gram_backbones.connectivity import dynamic_stages, summarise
+from gram_backbones.dgnet.connectivity import dynamic_stages, summarise
 
 
 def test_closed_edges_and_blocks_are_counted_by_hand():

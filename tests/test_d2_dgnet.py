@@ -15,8 +15,8 @@ from torchvision import models
 
 import gram_backbones.d2 as gram
 from gram_backbones import record_connectivity
-from gram_backbones.dgnet import VARIANTS, DGStage
-from gram_backbones.rewire import rewire
+from gram_backbones.dgnet.network import VARIANTS, DGStage
+from gram_backbones.dgnet.rewire import rewire
 
 from .conftest import DATASETS, check_ended_well, needs_coco
 from .test_d2 import _event_storage, sample  # noqa: F401 (the fixture applies here too)

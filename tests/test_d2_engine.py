@@ -28,6 +28,7 @@ from detectron2.utils.events import EventStorage
 import gram_backbones.d2 as gram
 from gram_backbones import AOGNet
 from gram_backbones.d2.datasets import check_datasets
+from gram_backbones.d2.demo_dataset import make_demo_dataset
 from gram_backbones.d2.pictures import save_pictures
 from gram_backbones.d2.replay import (
     ResumedSampler,
@@ -35,7 +36,6 @@ from gram_backbones.d2.replay import (
     build_replayable_train_loader,
     seeded,
 )
-from gram_backbones.demo_dataset import make_demo_dataset
 
 from .conftest import DATASETS, check_ended_well, needs_coco
 from .test_d2 import small_config

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from gram_backbones.demo_dataset import make_demo_dataset
+from gram_backbones.d2.demo_dataset import make_demo_dataset
 
 from .conftest import check_ended_well
 from .test_d2_engine import DEMO, run_tool

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from gram_backbones.demo_dataset import CLASSES, SIZE, make_demo_dataset
+from gram_backbones.d2.demo_dataset import CLASSES, SIZE, make_demo_dataset
 
 
 @pytest.fixture(scope="module")

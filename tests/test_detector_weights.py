@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 import gram_backbones.mmdet  # noqa: F401 (registers)
 from gram_backbones import AOGNet
 from gram_backbones.aognet import AOGStage
-from gram_backbones.detector_weights import fit_detector
 from gram_backbones.mmdet.runs import GramRunner
-from gram_backbones.weight_files import WeightError, WeightFile
+from gram_backbones.weights.detector import fit_detector
+from gram_backbones.weights.files import WeightError, WeightFile
 
 from .test_weights import TINY, settled
 

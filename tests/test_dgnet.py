@@ -9,11 +9,11 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from gram_backbones import DGNet, create_model, list_models, record_connectivity
-from gram_backbones.dgnet import RESNET, VARIANTS, DGNetVariant, DGStage
-from gram_backbones.dynamic_graph import DynamicGraph
+from gram_backbones.dgnet.graph import DynamicGraph
+from gram_backbones.dgnet.network import RESNET, VARIANTS, DGNetVariant, DGStage
+from gram_backbones.dgnet.rewire import rewire
+from gram_backbones.dgnet.wiring import EDGES
 from gram_backbones.flops import count_conv_flops, count_parameters
-from gram_backbones.rewire import rewire
-from gram_backbones.wiring import EDGES
 
 # spec: parameters of the base network and of DG-Net, classifier included
 TABLE = {

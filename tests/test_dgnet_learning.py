@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from gram_backbones import create_model
-from gram_backbones.connectivity import summarise
-from gram_backbones.dynamic_graph import record_connectivity, training_gate
+from gram_backbones.dgnet.connectivity import summarise
+from gram_backbones.dgnet.graph import record_connectivity, training_gate
 
 SHAPES = ("disc", "ring", "square", "frame", "cross", "bars", "columns", "checks")
 

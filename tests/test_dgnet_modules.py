@@ -13,9 +13,9 @@ from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from gram_backbones import DGNet, record_connectivity
-from gram_backbones.dynamic_graph import DynamicGraph
-from gram_backbones.residual_blocks import BlockParts, block_parts
-from gram_backbones.rewire import rewire
+from gram_backbones.dgnet.blocks import BlockParts, block_parts
+from gram_backbones.dgnet.graph import DynamicGraph
+from gram_backbones.dgnet.rewire import rewire
 
 from .open_edges import GRADIENTS, SMALL, check_close, settle, small_network
 from .test_dynamic_graph import BLOCKS, C, basic_blocks, spread

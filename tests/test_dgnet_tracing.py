@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from gram_backbones import DGNet, list_models
+from gram_backbones.dgnet.rewire import rewire
 from gram_backbones.flops import count_conv_flops
-from gram_backbones.rewire import rewire
 
 from .open_edges import (
     GRADIENTS,

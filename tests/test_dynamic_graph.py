@@ -9,14 +9,14 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from gram_backbones.dynamic_graph import (
+from gram_backbones.dgnet.blocks import block_parts
+from gram_backbones.dgnet.graph import (
     GATES,
     DynamicGraph,
     record_connectivity,
     training_gate,
 )
-from gram_backbones.residual_blocks import block_parts
-from gram_backbones.wiring import wired_edges
+from gram_backbones.dgnet.wiring import wired_edges
 
 C = 8
 INF = float("inf")

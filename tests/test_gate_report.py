@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from gram_backbones import DGNet
-from gram_backbones.dgnet import DGStage
-from gram_backbones.gate_report import report_gates
-from gram_backbones.rewire import rewire
+from gram_backbones.dgnet.gate_report import report_gates
+from gram_backbones.dgnet.network import DGStage
+from gram_backbones.dgnet.rewire import rewire
 
 from .open_edges import SMALL, settle, small_network
 

@@ -19,7 +19,7 @@ pytest.importorskip("mmdet", reason="MMDetection is not installed")
 import mmdet
 from mmengine.config import Config
 
-from gram_backbones.demo_dataset import CLASSES, make_demo_dataset
+from gram_backbones.d2.demo_dataset import CLASSES, make_demo_dataset
 
 from .conftest import DATASETS, check_ended_well, needs_coco
 

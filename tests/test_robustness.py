@@ -15,8 +15,12 @@ from torch import nn
 pytest.importorskip("foolbox", reason="Foolbox is not installed")
 
 from gram_backbones import create_model
+from gram_backbones.classification.robustness import (
+    load_classifier,
+    open_image_folder,
+    top1_under_fgsm,
+)
 from gram_backbones.preprocessing import IMAGENET_RGB, Preprocessing
-from gram_backbones.robustness import load_classifier, open_image_folder, top1_under_fgsm
 
 TOOL = Path(__file__).resolve().parents[1] / "tools/eval_robustness.py"
 RGB = Preprocessing((120.0, 60.0, 90.0), (50.0, 40.0, 30.0), "RGB")
@@ -225,8 +229,13 @@ def test_checkpoints_that_do_not_fit_are_refused(damage, folder, tmp_path, monke
 
 
 def test_absent_foolbox_is_one_clear_sentence():
-    code = "import sys; sys.modules['foolbox'] = None; import gram_backbones.robustness"
+    code = (
+        "import sys; sys.modules['foolbox'] = None; import gram_backbones.classification.robustness"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode
     last = done.stderr.strip().splitlines()[-1]
-    assert "gram_backbones.robustness needs Foolbox" in last and "pip install foolbox" in last
+    assert (
+        "gram_backbones.classification.robustness needs Foolbox" in last
+        and "pip install foolbox" in last
+    )

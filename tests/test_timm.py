@@ -385,7 +385,7 @@ def test_a_base_network_s_file_leaves_the_routers_at_their_start(tmp_path):
 @pytest.mark.parametrize("arguments", (dict(num_classes=3), dict(features_only=True)))
 def test_files_that_do_not_fit_stop(arguments, tmp_path, monkeypatch):
     # The hint in the message, which takes seconds for all models.
-    monkeypatch.setattr("gram_backbones.weights.fitting_models", lambda file: [])
+    monkeypatch.setattr("gram_backbones.weights.fit.fitting_models", lambda file: [])
     state = create_model("dgnet_r18").state_dict()
     gone = state.pop("layer2.0.conv1.weight")
     torch.save(state, tmp_path / "w.pth")

@@ -22,8 +22,8 @@ pytest.importorskip("timm", reason="timm is not installed")
 
 
 from gram_backbones import AOGNet, DGNet, create_model, load_weights
-from gram_backbones.convert import convert_weights
-from gram_backbones.weight_files import (
+from gram_backbones.weights.convert import convert_weights
+from gram_backbones.weights.files import (
     WeightError,
     WeightFile,
     file_hash,
@@ -31,8 +31,8 @@ from gram_backbones.weight_files import (
     read_weight_file,
     write_weight_file,
 )
-from gram_backbones.weight_names import detectron2_resnet
-from gram_backbones.weights import fitting_models
+from gram_backbones.weights.fit import fitting_models
+from gram_backbones.weights.names import detectron2_resnet
 
 from .fuzz_weights import fuzz
 from .test_weights import TINY, settled

@@ -18,16 +18,16 @@ import timm
 
 from gram_backbones import AOGNet, DGNet, create_model, list_models, list_weights, load_weights
 from gram_backbones.aognet import AOGNetVariant, AOGStage
-from gram_backbones.convert import LAYOUTS, convert_weights
-from gram_backbones.dgnet import DGStage
-from gram_backbones.weight_files import (
+from gram_backbones.dgnet.network import DGStage
+from gram_backbones.weights.convert import LAYOUTS, convert_weights
+from gram_backbones.weights.files import (
     WeightError,
     WeightFile,
     file_hash,
     read_weight_file,
 )
-from gram_backbones.weight_names import authors, find_names, namings
-from gram_backbones.zoo import WEIGHTS
+from gram_backbones.weights.names import authors, find_names, namings
+from gram_backbones.weights.records import WEIGHTS
 
 from .conftest import check_ended_well
 

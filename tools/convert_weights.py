@@ -10,7 +10,7 @@ import json
 import sys
 
 from gram_backbones import list_models
-from gram_backbones.convert import LAYOUTS, NAMINGS, convert_weights
+from gram_backbones.weights.convert import LAYOUTS, NAMINGS, convert_weights
 
 
 def parse_args() -> argparse.Namespace:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gram_backbones import list_models
-from gram_backbones.robustness import (
+from gram_backbones.classification.robustness import (
     check_epsilons,
     load_classifier,
     open_image_folder,

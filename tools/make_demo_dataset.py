@@ -3,7 +3,7 @@
 
 import argparse
 
-from gram_backbones.demo_dataset import make_demo_dataset
+from gram_backbones.d2.demo_dataset import make_demo_dataset
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

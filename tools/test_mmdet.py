@@ -11,7 +11,7 @@ from train_mmdet import add_common_arguments, check_checkpoint, load_config
 
 from gram_backbones.distributed import end_processes
 from gram_backbones.mmdet.runs import GramRunner, prepare_cpu_processes
-from gram_backbones.weight_files import WeightError
+from gram_backbones.weights.files import WeightError
 
 
 def parse_args() -> argparse.Namespace:

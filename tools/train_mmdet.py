@@ -21,7 +21,7 @@ from gram_backbones.mmdet.runs import (
     prepare_cpu_processes,
     set_data_root,
 )
-from gram_backbones.weight_files import WeightError
+from gram_backbones.weights.files import WeightError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

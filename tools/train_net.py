@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 from gram_backbones.d2 import GramCheckpointer, GramTrainer, add_gram_backbones_config
 from gram_backbones.d2.datasets import check_datasets
 from gram_backbones.d2.engine import end_launched_processes
-from gram_backbones.weight_files import WeightError, local_file
+from gram_backbones.weights.files import WeightError, local_file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..registry import create_model
-from ..weights import load_weights
+from ..weights.fit import load_weights
 from .recipes import Recipe
 
 # Arguments of a model that follow from the data.

@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..connectivity import SHARES, dynamic_stages, summarise
-from ..dynamic_graph import record_connectivity, training_gate
-from ..gate_report import report_gates
-from ..weights import load_classifier_weights
+from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
+from ..dgnet.gate_report import report_gates
+from ..dgnet.graph import record_connectivity, training_gate
+from ..weights.fit import load_classifier_weights
 from .building import (
     AMP_DTYPES,
     RunConfig,
@@ -46,7 +46,7 @@ def evaluate(
     """Cross-entropy, and top-1 and top-5 accuracy in percent, over the images of all processes.
 
     For models with dynamic edges also ``training_gate_top1``, with every edge computed and weighed
-    as in training, and the shares of :func:`gram_backbones.connectivity.summarise`.
+    as in training, and the shares of :func:`gram_backbones.dgnet.connectivity.summarise`.
     """
     device = processes.device
     model.eval()
@@ -84,7 +84,7 @@ class Evaluation:
 
     Raises:
         FileNotFoundError, WeightError: see
-            :func:`gram_backbones.weights.load_classifier_weights`.
+            :func:`gram_backbones.weights.fit.load_classifier_weights`.
     """
 
     def __init__(

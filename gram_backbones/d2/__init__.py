@@ -8,7 +8,7 @@ except ImportError as error:
         "documentation says, or run tools/setup.sh of a gram_backbones checkout"
     ) from error
 
-from ..weight_files import WeightError
+from ..weights.files import WeightError
 from .aognet import (
     AOGNetBackbone,
     build_aognet_backbone,

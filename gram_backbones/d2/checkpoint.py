@@ -8,8 +8,8 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..detector_weights import fit_detector, is_owed
-from ..weight_files import WeightError, local_file, read_weight_file
+from ..weights.detector import fit_detector, is_owed
+from ..weights.files import WeightError, local_file, read_weight_file
 from .roi_heads import GramRes5ROIHeads
 
 
@@ -17,7 +17,7 @@ class GramCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict about the backbone.
 
     - A file of a bare backbone fills the backbone and, in a C4 detector, the last stage in the RoI
-      heads; its names may be of any kind that `gram_backbones.weights` recognises.
+      heads; its names may be of any kind that `gram_backbones.weights.fit` recognises.
     - A detector's file fills everything. Predictors for another number of classes are left alone,
       and named.
     - A resumed run restores everything that Detectron2 saved; that file is trusted.
@@ -27,7 +27,7 @@ class GramCheckpointer(DetectionCheckpointer):
     Args:
         model, save_dir, checkpointables: as Detectron2's.
         heads: what a file owes outside the backbone: ``"optional"``, or ``"exact"`` for evaluation
-            and prediction (see :func:`gram_backbones.detector_weights.fit_detector`).
+            and prediction (see :func:`gram_backbones.weights.detector.fit_detector`).
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN
 
-from ..dgnet import DGNet, DGNetVariant, DGStage, get_variant
+from ..dgnet.network import DGNet, DGNetVariant, DGStage, get_variant
 from .fpn import build_fpn, build_retinanet_fpn
 from .interface import check_preprocessing, feature_names, frozen_stages, output_shape
 from .norm import norm_factory
@@ -22,7 +22,7 @@ class DGNetBackbone(DGNet, Backbone):
     :class:`gram_backbones.d2.GramGeneralizedRCNN` passes them.
 
     Args:
-        variant: name of a row of ``gram_backbones.dgnet.VARIANTS``, or a record.
+        variant: name of a row of ``gram_backbones.dgnet.network.VARIANTS``, or a record.
         out_features: names out of ``stem``, ``res2`` … ``res5``.
         norm: a norm of Detectron2's ``get_norm``.
         freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``, and so on; with a stage

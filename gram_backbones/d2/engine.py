@@ -24,8 +24,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..dgnet.gate_report import report_gates
 from ..distributed import end_processes
-from ..gate_report import report_gates
 from .checkpoint import GramCheckpointer
 from .pictures import save_pictures
 from .replay import ReseedHook, build_replayable_train_loader, is_replayable
@@ -119,7 +119,7 @@ class GramTrainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model, evaluators=None):
         """Evaluate on ``DATASETS.TEST``, then draw predictions next to the ground truth.
 
-        A DG-Net's closed edges are logged with the first batch: `gram_backbones.gate_report`.
+        A DG-Net's closed edges are logged with the first batch: `gram_backbones.dgnet.gate_report`.
         """
         report_gates(model, logger.log)
         results = super().test(cfg, model, evaluators)

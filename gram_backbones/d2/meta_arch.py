@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList
 
-from ..image_sizes import ImageSizes
+from ..dgnet.image_sizes import ImageSizes
 
 
 @META_ARCH_REGISTRY.register()

@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from torch import Tensor
 
-from ..image_sizes import ImageSizes
+from ..dgnet.image_sizes import ImageSizes
 
 
 class ValidSizesMixin:

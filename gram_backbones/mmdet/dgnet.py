@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 
-from ..dgnet import DGNet, DGNetVariant, DGStage
+from ..dgnet.network import DGNet, DGNetVariant, DGStage
 from .interface import InitCfg, MMDetBackbone, MMDetInterface
 from .norm import norm_factory
 
@@ -20,7 +20,7 @@ class DGNetBackbone(MMDetBackbone, DGNet, BaseModule):
     :class:`gram_backbones.mmdet.ValidSizesMixin` pass them.
 
     Args:
-        variant: name of a row of ``gram_backbones.dgnet.VARIANTS``, or a record.
+        variant: name of a row of ``gram_backbones.dgnet.network.VARIANTS``, or a record.
         out_indices: stages whose outputs are returned, 0 is the first; later ones are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages, with
             their routers and thresholds.
@@ -73,7 +73,7 @@ class DGNetStage(MMDetInterface, DGStage, BaseModule):
         variant: name or record.
         norm_cfg, norm_eval, with_cp, start_as_base, init_cfg: as in :class:`DGNetBackbone`. The
             weight file is the whole backbone's.
-        kwargs: further arguments of :class:`gram_backbones.dgnet.DGStage`.
+        kwargs: further arguments of :class:`gram_backbones.dgnet.network.DGStage`.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from mmengine.model import PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..weights import is_counter, load_weights
+from ..weights.fit import is_counter, load_weights
 
 InitCfg = dict[str, Any] | Sequence[dict[str, Any]] | None
 

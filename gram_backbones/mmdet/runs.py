@@ -15,9 +15,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch import nn
 
-from ..detector_weights import fit_detector
-from ..gate_report import report_gates
-from ..weight_files import WeightError, read_weight_file
+from ..dgnet.gate_report import report_gates
+from ..weights.detector import fit_detector
+from ..weights.files import WeightError, read_weight_file
 from .interface import MMDetInterface
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -118,7 +118,7 @@ def own_checkpoints() -> Iterator[None]:
     """Let ``torch.load`` read what MMEngine writes next to tensors: histories and numbers.
 
     From torch 2.6 on it refuses them by default; upstream's MMEngine was written before that, and
-    cannot read its own checkpoints. `gram_backbones.weight_files` is as strict inside as outside.
+    cannot read its own checkpoints. `gram_backbones.weights.files` is as strict inside as outside.
     """
     core = getattr(np, "_core", None) or np.core  # its name before numpy 2
     multiarray = core.multiarray
@@ -133,8 +133,8 @@ def own_checkpoints() -> Iterator[None]:
 class GramRunner(Runner):
     """MMEngine's runner, strict about what it loads.
 
-    ``load_from`` is read as `gram_backbones.weight_files` reads: nothing in the file runs. It fills
-    the whole detector; a file of a backbone alone, or of another detector, is refused. Only before
+    ``load_from`` is read as `gram_backbones.weights.files` reads: nothing in the file runs. It
+    fills the whole detector; a file of a backbone alone, or of another detector, is refused. Only before
     training may predictors of another number of classes keep their start.
     A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
 

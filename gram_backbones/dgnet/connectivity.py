@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .dynamic_graph import DynamicGraph
+from .graph import DynamicGraph
 
 SHARES = ("closed_edges", "closed_blocks")
 

@@ -2,7 +2,7 @@
 
 Paper: "Dynamic Graph: Learning Instance-aware Connectivity for Neural Networks", ICLR 2021
 submission. The base networks are torchvision's, and their tensors keep torchvision's names; what
-DG-Net adds stands under ``graphs``. How a stage is computed: `gram_backbones.dynamic_graph`.
+DG-Net adds stands under ``graphs``. How a stage is computed: `gram_backbones.dgnet.graph`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams, RegNet
 
+from ..layers import Norm, resolve_norm
+from ..preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
+from ..registry import register_models
+from ..staged import StagedBackbone, pick_variant
+from .blocks import block_parts
 from .cifar_resnet import CifarResNet
-from .dynamic_graph import graph_for
-from .feature_maps import ValidSizes, stage_sizes
-from .layers import Norm, resolve_norm
-from .preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
-from .registry import register_models
-from .residual_blocks import block_parts
-from .staged import StagedBackbone, pick_variant
+from .graph import graph_for
+from .sums import ValidSizes, stage_sizes
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class DGNetVariant:
         base: builds the base network from ``norm_layer``.
         layout: how it is cut into stages.
         edges, router_bias, side_bias, gate, block_shortcut, wiring_seed: see
-            :class:`gram_backbones.dynamic_graph.DynamicGraph`.
+            :class:`gram_backbones.dgnet.graph.DynamicGraph`.
         preprocessing: of the images that the variant is trained on.
     """
 

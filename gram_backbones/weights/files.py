@@ -23,7 +23,7 @@ import torchvision
 from safetensors import safe_open
 from torch import Tensor
 
-from .weight_pickles import WeightError, check_indices, needs, opaque_pickle, read_numpy_pickle
+from .pickles import WeightError, check_indices, needs, opaque_pickle, read_numpy_pickle
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class WeightFile:
     Attributes:
         source: where it is from, for messages.
         tensors: by name, without the wrapper that frameworks put around them.
-        record: plain values that stand next to the tensors (see `gram_backbones.zoo`).
+        record: plain values that stand next to the tensors (see `gram_backbones.weights.records`).
     """
 
     source: str

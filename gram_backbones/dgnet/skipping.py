@@ -1,6 +1,6 @@
 """Eager inference that leaves out closed edges, and blocks that no open edge feeds.
 
-An optimisation of `gram_backbones.dynamic_graph`, which can be taken off: what is left out has
+An optimisation of `gram_backbones.dgnet.graph`, which can be taken off: what is left out has
 weight 0 there.
 """
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from .feature_maps import weighted_sum
+from .sums import weighted_sum
 
 if TYPE_CHECKING:
-    from .dynamic_graph import DynamicGraph, _DynamicEdges
+    from .graph import DynamicGraph, _DynamicEdges
 
 logger = logging.getLogger(__name__)
 

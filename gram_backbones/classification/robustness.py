@@ -23,13 +23,14 @@ try:
     import foolbox
 except ImportError as error:
     raise ImportError(
-        f"gram_backbones.robustness needs Foolbox, which does not import here ({error}): "
+        "gram_backbones.classification.robustness needs Foolbox, which does not import here "
+        f"({error}): "
         "pip install foolbox"
     ) from error
 
-from .preprocessing import Preprocessing
-from .registry import create_model
-from .weights import load_classifier_weights
+from ..preprocessing import Preprocessing
+from ..registry import create_model
+from ..weights.fit import load_classifier_weights
 
 
 class RobustAccuracy(NamedTuple):
@@ -150,7 +151,7 @@ def load_classifier(name: str, checkpoint: str | Path, num_classes: int) -> nn.M
 
     Args:
         name: of the model.
-        checkpoint: see :func:`gram_backbones.weight_files.read_weight_file`.
+        checkpoint: see :func:`gram_backbones.weights.files.read_weight_file`.
         num_classes: that the images have.
 
     Raises:

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .aognet import AOGNet, AOGNetVariant, AOGStage
-from .dgnet import DGNet, DGNetVariant
-from .registry import create_model, list_models
-from .weight_files import WeightError, WeightFile, read_weight_file
-from .weight_names import find_names
+from ..aognet import AOGNet, AOGNetVariant, AOGStage
+from ..dgnet.network import DGNet, DGNetVariant
+from ..registry import create_model, list_models
+from .files import WeightError, WeightFile, read_weight_file
+from .names import find_names
 
 __all__ = [
     "Fit",
@@ -240,7 +240,7 @@ def load_weights(module: nn.Module, source: str | Path | WeightFile, prefix: str
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightError: see :func:`gram_backbones.weight_files.read_weight_file` and :func:`fit`; the
+        WeightError: see :func:`gram_backbones.weights.files.read_weight_file` and :func:`fit`; the
             module is left as it was.
     """
     file = source if isinstance(source, WeightFile) else read_weight_file(source)

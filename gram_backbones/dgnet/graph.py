@@ -8,8 +8,8 @@ over i < j of weight(i, j) · x_i. The router of node i predicts the weights of 
 from the pooled x_i; every receiving node has a threshold τ.
 
 This is plain tensor code, the same for training, tracing, export and compilation: every edge and
-block is computed, and closed edges have weight 0. `gram_backbones.skipping` leaves them out in
-eager inference.
+block is computed, and closed edges have weight 0. `gram_backbones.dgnet.skipping` leaves them out
+in eager inference.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .feature_maps import ValidSizes, mean_over_valid, weighted_sum
-from .layers import Norm, recompute, resolve_norm
-from .residual_blocks import accept_shortcut, call_with_shortcut, parts_of, require_known_parts
+from ..layers import Norm, recompute, resolve_norm
+from .blocks import accept_shortcut, call_with_shortcut, parts_of, require_known_parts
 from .skipping import can_skip, run_open_edges
+from .sums import ValidSizes, mean_over_valid, weighted_sum
 from .wiring import EDGES, wired_edges
 
 GATES = ("straight_through", "soft", "paper")

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .dynamic_graph import DynamicGraph, graph_for
-from .feature_maps import ValidSizes
+from .graph import DynamicGraph, graph_for
+from .sums import ValidSizes
 
 
 class DynamicStage(nn.Module):
@@ -52,7 +52,7 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
         network: left as it is; the copy keeps the names of its tensors.
         stages: paths of ``nn.Sequential`` modules whose blocks all return one shape.
         example: an input of the network, to measure shapes with.
-        options: of :class:`gram_backbones.dynamic_graph.DynamicGraph`.
+        options: of :class:`gram_backbones.dgnet.graph.DynamicGraph`.
 
     Raises:
         ValueError: a path that is no ``nn.Sequential`` in the network, a stage that the example

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .registry import create_model
-from .weight_files import (
+from ..registry import create_model
+from .files import (
     WeightError,
     WeightFile,
     file_hash,
@@ -16,9 +16,9 @@ from .weight_files import (
     read_weight_file,
     write_weight_file,
 )
-from .weight_names import find_names, namings
-from .weights import fit
-from .zoo import find_by_hash
+from .fit import fit
+from .names import find_names, namings
+from .records import find_by_hash
 
 # Layout -> what stands before the backbone's names and before those of a C4 head's last stage, and
 # the key of the tensors in a .pth file.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .dgnet import DGNet
+from .network import DGNet
 
 
 class ImageSizes:

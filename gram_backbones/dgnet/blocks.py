@@ -102,7 +102,7 @@ def require_known_parts(blocks: Iterable[nn.Module]) -> None:
     if unknown := sorted({type(b).__name__ for b in blocks if not parts_of(b).known}):
         raise ValueError(
             f"block_shortcut=False takes blocks of known parts; register {unknown} with "
-            "gram_backbones.residual_blocks.block_parts"
+            "gram_backbones.dgnet.blocks.block_parts"
         )
 
 

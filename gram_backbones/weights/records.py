@@ -12,10 +12,10 @@ from fnmatch import fnmatch
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from .aognet import VARIANTS as AOGNET_VARIANTS
-from .dgnet import VARIANTS as DGNET_VARIANTS
-from .preprocessing import Preprocessing
-from .weight_files import WeightError
+from ..aognet import VARIANTS as AOGNET_VARIANTS
+from ..dgnet.network import VARIANTS as DGNET_VARIANTS
+from ..preprocessing import Preprocessing
+from .files import WeightError
 
 
 @dataclass(frozen=True)

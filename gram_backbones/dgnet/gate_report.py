@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .connectivity import summarise
-from .dgnet import DGNet, DGStage
-from .dynamic_graph import dynamic_graphs, record_connectivity, training_gate
+from .graph import dynamic_graphs, record_connectivity, training_gate
+from .network import DGNet, DGStage
 
 logger = logging.getLogger(__name__)
 

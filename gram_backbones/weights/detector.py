@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from .weight_files import WeightError, WeightFile
-from .weights import Fit, Variant, describe_tensor, fit, is_counter, network_tensors, shorten
+from .files import WeightError, WeightFile
+from .fit import Fit, Variant, describe_tensor, fit, is_counter, network_tensors, shorten
 
 HEADS = ("optional", "other_classes", "exact")
 # Buffers that a detector's config gives.
@@ -98,7 +98,7 @@ def fit_detector(
     """Find every tensor of a detector in a file.
 
     The file is of the detector itself, or of a backbone alone or in another detector, under any
-    names that `gram_backbones.weight_names` knows.
+    names that `gram_backbones.weights.names` knows.
 
     Args:
         own: the detector's tensors by name.
