@@ -15,7 +15,7 @@ _HOMES = {
     "DGNetVariant": "dgnet",
     "record_connectivity": "dgnet",
     "build_graph": "grammar",
-    "create_model": "registry",
+    "create_model": "factory",
     "list_models": "registry",
     "list_weights": "weights",
     "load_weights": "weights",

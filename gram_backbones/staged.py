@@ -1,75 +1,123 @@
-"""What backbones of several stages have in common: features by name or index, freezing."""
+"""What every family of backbones states and shares: variants, features by name or index, freezing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from .layers import freeze
+from .preprocessing import Preprocessing
+from .renaming import Rename
 
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 
-V = TypeVar("V")
+class Variant:
+    """Base of a family's table rows, which are frozen dataclasses.
 
+    A row says how a network is built, and what weight files, timm and converters have to know of
+    it.
 
-def pick_variant(variants: Mapping[str, V], variant: str | V, **changes) -> V:
-    """A row of a family's table by name, or a record as it is, with some of its fields changed.
-
-    Raises:
-        ValueError: unknown name.
+    Attributes:
+        network: the family's class, which builds the row.
+        preprocessing: of the images that the variant is trained on.
+        stem_paths: paths of the modules that compute the stem, in order.
+        first_conv: path of the first convolution.
+        before_pooling: paths of what a classifier computes before its pooling.
+        head: path of the classifier's module.
+        classifier: path of its linear layer.
+        namings: by name, the other namings of the network's tensors, as functions from ours.
+        added: what a published file may lack: tensors whose names begin with one of these, or end
+            with one that begins with a dot, keep their start together.
     """
-    if isinstance(variant, str):
-        if variant not in variants:
-            raise ValueError(f"variant is {variant!r}; allowed are {sorted(variants)}")
-        variant = variants[variant]
-    return replace(variant, **changes)
+
+    network: ClassVar[type[StagedBackbone]]
+    preprocessing: Preprocessing
+    stem_paths: tuple[str, ...]
+    first_conv: str
+    before_pooling: tuple[str, ...] = ()
+    head: str = "fc"
+    classifier: str = "fc"
+    namings: Mapping[str, Rename]
+    added: tuple[str, ...] = ()
+
+    def build(self, **options: Any) -> StagedBackbone:
+        """The network of this row; ``options`` are those of the family's class."""
+        return self.network(self, **options)
+
+    def part_of(self, name: str) -> str:
+        """The stem, stage or other part that a tensor belongs to."""
+        return name.partition(".")[0]
+
+    def read_names(self, found: Iterable[str]) -> Mapping[str, str] | None:
+        """Our names for those in a file, in a naming that can only be read; None for any other."""
+        return None
 
 
 class StagedBackbone(nn.Module):
     """Base of the families: a stem and up to four stages, called ``res2`` to ``res5``.
 
-    A family's constructor calls :meth:`_plan_features` first, builds :attr:`stage_names`,
-    and ends with ``self.train()``. It implements :meth:`forward_features` and, where a stage is not
-    one module of the stage's name, :meth:`feature_modules`.
+    A family's constructor calls :meth:`_plan_features` first, builds the stem and
+    :attr:`stage_names`, with ``num_classes`` the head, and ends with :meth:`freeze_stages`. It
+    implements :meth:`run_feature`, and where a stage is not one module of the stage's name
+    :meth:`feature_modules`, :meth:`feature_path` and :meth:`remove_feature`.
 
     Attributes:
+        VARIANTS: the family's table.
+        PAPER: title of the paper.
+        variant: row that the network was built from.
         feature_channels: channels of ``stem`` and of every stage that is built, by name.
         feature_strides: their total strides.
-        size_divisibility: stride of the deepest stage that is built.
+        before_pooling: see :class:`Variant`.
     """
+
+    VARIANTS: ClassVar[Mapping[str, Variant]]
+    PAPER: ClassVar[str]
+    variant: Variant
+
+    @classmethod
+    def find_variant(cls, variant: str | Variant, **changes: Any) -> Variant:
+        """A row of the family's table by name, or a record as it is, with some fields changed.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        if isinstance(variant, str):
+            if variant not in cls.VARIANTS:
+                raise ValueError(f"variant is {variant!r}; allowed are {sorted(cls.VARIANTS)}")
+            variant = cls.VARIANTS[variant]
+        return replace(variant, **changes)
 
     def _plan_features(
         self,
+        variant: Variant,
         channels: dict[str, int],
         strides: dict[str, int],
         out_features: Sequence[str | int] | None,
         num_classes: int | None,
-        frozen_stages: int,
     ) -> None:
-        """Settle which stages are built, returned and frozen, before anything is built.
+        """Settle which stages are built and returned, before anything is built.
 
         Raises:
-            ValueError: features that do not exist, features of a classifier, or ``frozen_stages``
-                beyond the stages that are built.
+            ValueError: features that do not exist, or features of a classifier.
         """
         names = tuple(channels)
         if out_features is not None and num_classes is not None:
             raise ValueError(
                 "a classifier returns no feature maps: give out_features or num_classes"
             )
+        self.variant = variant
+        self.before_pooling = () if num_classes is None else variant.before_pooling
         self.by_index = bool(out_features) and isinstance(out_features[0], int)
         self.out_features = _feature_names(out_features, names)
         self.num_classes = num_classes
         depth = len(names) - 1
         if num_classes is None:
             depth = max(map(names.index, self.out_features))
-        if not -1 <= frozen_stages <= depth:
-            raise ValueError(f"frozen_stages is {frozen_stages}; allowed are -1 to {depth}")
-        self.frozen_stages = frozen_stages
+        self.frozen_stages = -1
         self.stage_names = names[1 : depth + 1]
         self.feature_channels = {name: channels[name] for name in names[: depth + 1]}
         self.feature_strides = {name: strides[name] for name in names[: depth + 1]}
@@ -79,25 +127,83 @@ class StagedBackbone(nn.Module):
         """Stride of the deepest stage that is built."""
         return max(self.feature_strides.values())
 
-    def wanted_features(self) -> tuple[str, ...]:
-        """Names of the features that a forward pass has to keep."""
-        return self.out_features if self.num_classes is None else self.stage_names[-1:]
+    # Features
 
-    def pack_features(self, features: dict[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...]:
-        """The features as they were asked for: a dict by name, or a tuple by index."""
-        return tuple(features.values()) if self.by_index else features
+    def run_feature(self, name: str, x: Tensor, **options: Any) -> Tensor:
+        """One feature from the one before, ``stem`` from the image; ``options`` of a family."""
+        raise NotImplementedError
+
+    def feature_path(self, name: str) -> str:
+        """Path of the module that returns a feature."""
+        return name
 
     def feature_modules(self, name: str) -> list[nn.Module]:
         """All modules that compute one feature from the one before."""
         return [getattr(self, name)]
 
+    def remove_feature(self, name: str) -> None:
+        """Delete the modules of the last stage."""
+        delattr(self, name)
+
+    def forward_features(self, x: Tensor, **options: Any) -> dict[str, Tensor]:
+        """Feature maps by name; those in ``out_features``, or the last one of a classifier.
+
+        Args:
+            x: images ``(B, 3, H, W)``.
+            options: of the family.
+        """
+        wanted = self.out_features if self.num_classes is None else self.stage_names[-1:]
+        features = {}
+        for name in ("stem", *self.stage_names):
+            x = self.run_feature(name, x, **options)
+            if name in wanted:
+                features[name] = x
+        return features
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What a classifier pools, from the last feature map."""
+        for path in self.before_pooling:
+            x = self.get_submodule(path)(x)
+        return x
+
+    def forward(
+        self, x: Tensor, **options: Any
+    ) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
+        """Feature maps by name or by index as ``out_features`` says, pooled features or logits."""
+        features = self.forward_features(x, **options)
+        if self.num_classes is None:
+            return tuple(features.values()) if self.by_index else features
+        pooled = self.finish(features[self.stage_names[-1]]).mean((2, 3))
+        return self.get_submodule(self.variant.head)(pooled) if self.num_classes else pooled
+
+    # Freezing
+
+    def freeze_stages(self, frozen_stages: int) -> None:
+        """Fix the first parts of the network: no gradients, and eval mode in training too.
+
+        Args:
+            frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
+
+        Raises:
+            ValueError: ``frozen_stages`` beyond the stages that are built.
+        """
+        depth = len(self.stage_names)
+        if not -1 <= frozen_stages <= depth:
+            raise ValueError(f"frozen_stages is {frozen_stages}; allowed are -1 to {depth}")
+        self.frozen_stages = frozen_stages
+        for module in self._frozen_modules():
+            freeze(module)
+
     def train(self, mode: bool = True) -> StagedBackbone:
-        """Set the mode; frozen stages stay in eval mode and without gradients."""
+        """Set the mode; frozen stages stay in eval mode."""
         super().train(mode)
-        for name in FEATURES[: self.frozen_stages + 1]:
-            for module in self.feature_modules(name):
-                freeze(module)
+        for module in self._frozen_modules():
+            module.eval()
         return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        names = FEATURES[: self.frozen_stages + 1]
+        return [module for name in names for module in self.feature_modules(name)]
 
 
 def _feature_names(wanted: Sequence[str | int] | None, names: tuple[str, ...]) -> tuple[str, ...]:

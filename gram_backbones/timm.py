@@ -32,21 +32,15 @@ except ImportError as error:
         "pip install 'timm>=1.0'"
     ) from error
 
-from . import aognet
-from .dgnet import network as dgnet
+from .aognet import AOGNet
+from .dgnet import DGNet
 from .preprocessing import CIFAR_RGB
+from .staged import StagedBackbone, Variant
 from .weights.files import WeightFile
 from .weights.fit import fit
 
 __all__ = ["TimmAOGNet", "TimmDGNet"]  # register_model adds the entry functions
 
-# First convolution and classifier's linear layer, by the base network.
-_DGNET_ENDS = {
-    dgnet.RESNET: ("conv1", "fc"),
-    dgnet.CIFAR_RESNET: ("conv1", "fc"),
-    dgnet.REGNET: ("stem.0", "fc"),
-    dgnet.MOBILENET_V2: ("features.0.0", "classifier.1"),
-}
 # τ, λ and the weights of static edges, which decay would draw to 0; by default timm spares all
 # vectors. Our own recipes follow the papers, which exempt nothing.
 _WITHOUT_DECAY = (".thresholds", ".scales", ".edge_weights")
@@ -95,15 +89,16 @@ class TimmInterface:
             raise ValueError(f"in_chans is {in_chans}; allowed are 1 and more")
         # The classifier is built in any case: it tells the width of the pooled features.
         super().__init__(variant, num_classes=num_classes or 1, **kwargs)
-        first_conv, self._classifier = _ends(self.variant)
         self.in_chans = in_chans
         if in_chans != 3:
-            _set_in_channels(self.get_submodule(first_conv), in_chans)
+            _set_in_channels(self.get_submodule(self.variant.first_conv), in_chans)
         self.num_features = self.head_hidden_size = self.get_classifier().in_features
         # MobileNetV2's dropout stands next to its linear layer, which forward_head calls alone.
         own_rates = [m.p for m in self.modules() if isinstance(m, nn.Dropout)]
         self.drop_rate = (own_rates or [0.0])[0] if drop_rate is None else drop_rate
-        self._stem_pools = isinstance(self.get_submodule(self._stem_paths()[-1]), nn.MaxPool2d)
+        self._stem_pools = isinstance(
+            self.get_submodule(self.variant.stem_paths[-1]), nn.MaxPool2d
+        )
         self.feature_info = self._describe_features()
         self.out_indices: list[int] | None = None
         self.global_pool, _ = create_classifier(self.num_features, 0, pool_type=global_pool)
@@ -112,9 +107,9 @@ class TimmInterface:
 
     def _describe_features(self) -> list[dict[str, Any]]:
         stride = self.feature_strides["stem"]
-        stem = self._stem_paths()[-2] if self._stem_pools else self._output_path("stem")
+        stem = self.variant.stem_paths[-2] if self._stem_pools else self.feature_path("stem")
         rows = [("stem", stride // 2 if self._stem_pools else stride, stem)]
-        rows += [(n, self.feature_strides[n], self._output_path(n)) for n in self.stage_names]
+        rows += [(n, self.feature_strides[n], self.feature_path(n)) for n in self.stage_names]
         return [
             dict(num_chs=self.feature_channels[name], reduction=reduction, module=module)
             for name, reduction, module in rows
@@ -124,7 +119,7 @@ class TimmInterface:
 
     def get_classifier(self) -> nn.Module:
         """The linear layer, an identity where ``num_classes`` is 0."""
-        return self.get_submodule(self._classifier)
+        return self.get_submodule(self.variant.classifier)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by one with fresh weights, or by none where ``num_classes`` is 0.
@@ -140,7 +135,7 @@ class TimmInterface:
             nn.init.normal_(linear.weight, std=0.01)
             nn.init.zeros_(linear.bias)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        parent, _, name = self._classifier.rpartition(".")
+        parent, _, name = self.variant.classifier.rpartition(".")
         setattr(self.get_submodule(parent), name, linear.to(next(self.parameters())))
         self.num_classes = num_classes
 
@@ -150,27 +145,24 @@ class TimmInterface:
         self, x: Tensor, take: Collection[int], depth: int
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The map after the first ``depth`` stages, and the features in ``take`` by index."""
-        *paths, last = self._stem_paths()
-        for path in paths:
-            x = self.get_submodule(path)(x)
-        maps = {0: x} if 0 in take and self._stem_pools else {}
-        x = self._run_feature("stem", self.get_submodule(last)(x))
-        if 0 in take and not self._stem_pools:
-            maps[0] = x
+        maps = {}
+        if self._stem_pools:  # feature 0 is in the middle of the stem
+            *paths, pool = self.variant.stem_paths
+            for path in paths:
+                x = self.get_submodule(path)(x)
+            maps, x = {0: x}, self.get_submodule(pool)(x)
+        else:
+            x = self.run_feature("stem", x)
+            maps = {0: x}
         for index, name in enumerate(self.stage_names[:depth], 1):
-            x = self._run_feature(name, x)
+            x = self.run_feature(name, x)
             if index in take:
                 maps[index] = x
         return x, maps
 
-    def _finish(self, x: Tensor) -> Tensor:
-        for path in self._before_pooling:
-            x = self.get_submodule(path)(x)
-        return x
-
     def forward_features(self, x: Tensor) -> Tensor:
         """The final map ``(B, num_features, H / S, W / S)``, S the stride of the last stage."""
-        return self._finish(self._run(x, (), len(self.stage_names))[0])
+        return self.finish(self._run(x, (), len(self.stage_names))[0])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map the final map to logits, or with ``pre_logits`` to what the classifier reads."""
@@ -212,7 +204,7 @@ class TimmInterface:
         early = stop_early or intermediates_only
         x, maps = self._run(x, take, last if early else len(self.stage_names))
         maps = [maps[index] for index in take]
-        return maps if intermediates_only else (x if early else self._finish(x), maps)
+        return maps if intermediates_only else (x if early else self.finish(x), maps)
 
     def prune_intermediate_layers(
         self,
@@ -224,13 +216,13 @@ class TimmInterface:
         take, last = feature_take_indices(len(self.feature_info), indices)
         removed, self.stage_names = self.stage_names[last:], self.stage_names[:last]
         if prune_head or removed:
-            for path in self._before_pooling:
-                _remove(self, path)
-            self._before_pooling = ()
+            for path in self.before_pooling:
+                remove_module(self, path)
+            self.before_pooling = ()
             self.num_features = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")
         for name in removed:
-            self._remove_stage(name)
+            self.remove_feature(name)
             del self.feature_channels[name], self.feature_strides[name]
         self.frozen_stages = min(self.frozen_stages, last)
         return take
@@ -248,22 +240,8 @@ class TimmInterface:
         return {name for name, _ in self.named_parameters() if name.endswith(_WITHOUT_DECAY)}
 
 
-class TimmAOGNet(TimmInterface, aognet.AOGNet):
+class TimmAOGNet(TimmInterface, AOGNet):
     """AOGNet with timm's interface; arguments: see :class:`TimmInterface`."""
-
-    _before_pooling: tuple[str, ...] = ()
-
-    def _stem_paths(self) -> list[str]:
-        return [f"stem.{name}" for name, _ in self.stem.named_children()]
-
-    def _output_path(self, name: str) -> str:
-        return name
-
-    def _run_feature(self, name: str, x: Tensor) -> Tensor:
-        return x if name == "stem" else self.get_submodule(name)(x)
-
-    def _remove_stage(self, name: str) -> None:
-        delattr(self, name)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameters by depth, for timm's layer-wise learning rates."""
@@ -271,31 +249,8 @@ class TimmAOGNet(TimmInterface, aognet.AOGNet):
         return dict(stem=r"^stem", blocks=r"^res(\d+)" if coarse else blocks)
 
 
-class TimmDGNet(TimmInterface, dgnet.DGNet):
+class TimmDGNet(TimmInterface, DGNet):
     """DG-Net with timm's interface; arguments: see :class:`TimmInterface`."""
-
-    def __init__(self, variant: str, **kwargs: Any):
-        super().__init__(variant, **kwargs)
-        self._before_pooling = self.layout.before_pooling
-
-    def _stem_paths(self) -> list[str]:
-        return list(self.layout.stem)
-
-    def _output_path(self, name: str) -> str:
-        # A stage's graph returns the stage's output.
-        keys = self._stage_keys(name)
-        return f"graphs.{keys[-1]}" if keys else self.layout.stem[-1]
-
-    def _run_feature(self, name: str, x: Tensor) -> Tensor:
-        for key in self._stage_keys(name):
-            x = self.run_stage(key, x, None)
-        return x
-
-    def _remove_stage(self, name: str) -> None:
-        for key in self._stage_keys(name):
-            del self.graphs[key]
-            for path in self.block_names.pop(key):
-                _remove(self, path)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameters by depth, for timm's layer-wise learning rates.
@@ -307,18 +262,11 @@ class TimmDGNet(TimmInterface, dgnet.DGNet):
         for key, names in self.block_names.items():
             places += [(n, (int(key),) if coarse else (int(key), i)) for i, n in enumerate(names)]
             places.append((f"graphs.{key}", places[-1][1]))
-        places += [(path, places[-1][1]) for path in self._before_pooling]
+        places += [(path, places[-1][1]) for path in self.before_pooling]
         return dict(
             stem=rf"^(?:{'|'.join(map(re.escape, self.layout.stem))})\.",
             blocks=[(rf"^{re.escape(path)}\.", order) for path, order in places],
         )
-
-
-def _ends(variant: aognet.AOGNetVariant | dgnet.DGNetVariant) -> tuple[str, str]:
-    """Paths of the first convolution and of the classifier's linear layer."""
-    if isinstance(variant, aognet.AOGNetVariant):
-        return "stem.0.0", "fc"
-    return _DGNET_ENDS[variant.layout]
 
 
 def _set_in_channels(conv: nn.Conv2d, in_chans: int) -> None:
@@ -329,14 +277,6 @@ def _set_in_channels(conv: nn.Conv2d, in_chans: int) -> None:
     nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
     conv.in_channels = in_chans
     conv.weight = nn.Parameter(weight, requires_grad=trains)
-
-
-def _remove(root: nn.Module, path: str) -> None:
-    """Delete a module, and the containers that are empty then."""
-    parent, _, name = path.rpartition(".")
-    delattr(root.get_submodule(parent), name)
-    if parent and not any(root.get_submodule(parent).children()):
-        _remove(root, parent)
 
 
 # Registration
@@ -385,8 +325,7 @@ def _create(cls: type, name: str, pretrained: bool = False, **kwargs: Any) -> nn
     return model.to(device=device, dtype=dtype)
 
 
-def _default_cfg(variant: aognet.AOGNetVariant | dgnet.DGNetVariant, paper: str) -> dict[str, Any]:
-    first_conv, classifier = _ends(variant)
+def _default_cfg(variant: Variant) -> dict[str, Any]:
     small = variant.preprocessing == CIFAR_RGB
     return dict(
         input_size=(3, 32, 32) if small else (3, 224, 224),
@@ -396,10 +335,10 @@ def _default_cfg(variant: aognet.AOGNetVariant | dgnet.DGNetVariant, paper: str)
         mean=tuple(round(value / 255, 6) for value in variant.preprocessing.mean),
         std=tuple(round(value / 255, 6) for value in variant.preprocessing.std),
         num_classes=1000,
-        first_conv=first_conv,
-        classifier=classifier,
+        first_conv=variant.first_conv,
+        classifier=variant.classifier,
         license="apache-2.0",
-        paper_name=paper,
+        paper_name=variant.network.PAPER,
     )
 
 
@@ -418,17 +357,12 @@ def _register(name: str, cls: type) -> None:
         register_model(entry)
 
 
-_AOGNET_PAPER = "AOGNets: Compositional Grammatical Architectures for Deep Learning"
-_DGNET_PAPER = "Dynamic Graph: Learning Instance-aware Connectivity for Neural Networks"
-_FAMILIES = ((aognet, TimmAOGNet, _AOGNET_PAPER), (dgnet, TimmDGNet, _DGNET_PAPER))
+_MODELS = {
+    name: (variant, cls)
+    for cls in (TimmAOGNet, TimmDGNet)
+    for name, variant in cls.VARIANTS.items()
+}
 # register_model reads it by this name.
-default_cfgs = generate_default_cfgs(
-    {
-        name: _default_cfg(variant, paper)
-        for family, _, paper in _FAMILIES
-        for name, variant in family.VARIANTS.items()
-    }
-)
-for _family, _class, _ in _FAMILIES:
-    for _name in _family.VARIANTS:
-        _register(_name, _class)
+default_cfgs = generate_default_cfgs({name: _default_cfg(v) for name, (v, _) in _MODELS.items()})
+for _name, (_, _class) in _MODELS.items():
+    _register(_name, _class)

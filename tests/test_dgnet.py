@@ -99,7 +99,7 @@ def test_the_chain_is_the_base_network(name):
     """Any torchvision checkpoint fits by name; with the chain alone the features are the base's."""
     base = settle(base_of(name)).double().eval()
     model = classifier(name, edges="chain").double().eval()
-    model.load_base(base.state_dict())
+    load_weights(model, base.state_dict())
     x = images(1, 64, torch.double)
     with torch.no_grad():
         torch.testing.assert_close(model(x), base(x), rtol=1e-6, atol=0)
@@ -109,7 +109,7 @@ def test_a_dynamic_network_with_the_chain_fully_open_is_the_base_network():
     """ψ = 1 where α = 1 and τ = -inf: the routers alone can express the base network."""
     base = settle(models.resnet18()).double().eval()
     model = create_model("dgnet_r18").double().eval()
-    model.load_base(base.state_dict())
+    load_weights(model, base.state_dict())
     for graph in model.graphs.values():
         for router in graph.routers:
             nn.init.zeros_(router.weight)
@@ -126,14 +126,14 @@ def test_load_base_names_what_is_missing_and_changes_nothing():
     del state["layer2.1.conv1.weight"]
     state["bn1.weight"] = torch.ones(3)
     with pytest.raises(ValueError, match="bn1.weight.*layer2.1.conv1.weight"):
-        model.load_base(state)
+        load_weights(model, state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_a_trainable_start_is_near_the_base_and_has_gradients():
     base = settle(models.resnet18()).eval()
     model = create_model("dgnet_r18").eval()
-    model.load_base(base.state_dict())
+    load_weights(model, base.state_dict())
     x = images(2, 64)
     with torch.no_grad():
         far = (model(x) - base(x)).norm() / base(x).norm()

@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 from torchvision.models import resnet50
 
-from gram_backbones import create_model
+from gram_backbones import create_model, load_weights
 from gram_backbones.flops import count_conv_flops
 
 # (stage, node) pairs to remove; stages and nodes as in the docs: stage 2 is res4.
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     rows = []
     for count, removed in REMOVALS.items():
         model = create_model("dgnet_r50").eval()
-        model.load_base(base.state_dict())
+        load_weights(model, base.state_dict())
         with torch.no_grad():
             for stage, node in removed:
                 model.graphs[str(stage)].thresholds[node - 1] = 2.0

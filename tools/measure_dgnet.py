@@ -17,7 +17,7 @@ from torchvision.io import ImageReadMode, read_image
 from torchvision.models import resnet50
 from torchvision.transforms.functional import center_crop, normalize, resize
 
-from gram_backbones import create_model, record_connectivity
+from gram_backbones import create_model, load_weights, record_connectivity
 from gram_backbones.preprocessing import IMAGENET_RGB
 
 STARTS = [(chain, -side) for chain in (3, 5, 7, 9) for side in (3, 5, 7, 9)]
@@ -56,9 +56,9 @@ def smallest_gradient(matrix: torch.Tensor) -> float:
 def measure_start(images: torch.Tensor) -> None:
     base = settled_base(images)
     reference = create_model("dgnet_r50", features_only=True, edges="chain").eval()
-    reference.load_base(base.state_dict())
+    load_weights(reference, base.state_dict())
     model = create_model("dgnet_r50", features_only=True).eval()
-    model.load_base(base.state_dict())
+    load_weights(model, base.state_dict())
     rows = []
     with torch.no_grad():
         wanted = reference(images)
@@ -75,7 +75,7 @@ def measure_start(images: torch.Tensor) -> None:
 
 def measure_padding(images: torch.Tensor) -> None:
     model = create_model("dgnet_r50", features_only=True).eval()
-    model.load_base(settled_base(images).state_dict())
+    load_weights(model, settled_base(images).state_dict())
     side = images.shape[-1]
     rows = []
     for extra in (32, side // 2, side):

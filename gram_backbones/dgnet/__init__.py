@@ -1,7 +1,8 @@
 """DG-Net: stages that are complete graphs, with edges weighted for every image."""
 
 from .graph import DynamicGraph, record_connectivity
-from .network import VARIANTS, DGNet, DGNetVariant, DGStage, get_variant
+from .network import DGNet, DGStage
+from .variants import VARIANTS, DGNetVariant
 
 __all__ = [
     "VARIANTS",
@@ -9,6 +10,5 @@ __all__ = [
     "DGNetVariant",
     "DGStage",
     "DynamicGraph",
-    "get_variant",
     "record_connectivity",
 ]

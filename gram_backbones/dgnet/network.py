@@ -7,150 +7,18 @@ DG-Net adds stands under ``graphs``. How a stage is computed: `gram_backbones.dg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.regnet import BlockParams, RegNet
 
 from ..layers import Norm, resolve_norm
-from ..preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
-from ..registry import register_models
-from ..staged import StagedBackbone, pick_variant
+from ..staged import StagedBackbone
 from .blocks import block_parts
-from .cifar_resnet import CifarResNet
 from .graph import graph_for
 from .sums import ValidSizes, stage_sizes
-
-
-@dataclass(frozen=True)
-class StageSlice:
-    """Where a stage's blocks stand in the base network.
-
-    Attributes:
-        feature: the feature that the stage belongs to; several stages may belong to one.
-        container: path of the module whose children are the blocks.
-        start, stop: which of its children.
-        stride: total stride of the stage's output.
-    """
-
-    feature: str
-    container: str
-    stride: int
-    start: int = 0
-    stop: int | None = None
-
-    def block_names(self, network: nn.Module) -> list[str]:
-        """Paths of the blocks in the network."""
-        children = [name for name, _ in network.get_submodule(self.container).named_children()]
-        return [f"{self.container}.{name}" for name in children[self.start : self.stop]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a base network is cut into stem, stages and head, by the paths of its modules."""
-
-    stem: tuple[str, ...]
-    stem_stride: int
-    stages: tuple[StageSlice, ...]
-    before_pooling: tuple[str, ...]
-    classifier: str
-
-
-RESNET = Layout(
-    stem=("conv1", "bn1", "relu", "maxpool"),
-    stem_stride=4,
-    stages=tuple(StageSlice(f"res{i + 1}", f"layer{i}", 2 ** (i + 1)) for i in (1, 2, 3, 4)),
-    before_pooling=(),
-    classifier="fc",
-)
-CIFAR_RESNET = Layout(
-    stem=("conv1", "bn1", "relu"),
-    stem_stride=1,
-    stages=tuple(StageSlice(f"res{i + 1}", f"layer{i}", 2 ** (i - 1)) for i in (1, 2, 3)),
-    before_pooling=(),
-    classifier="fc",
-)
-REGNET = Layout(
-    stem=("stem",),
-    stem_stride=2,
-    stages=tuple(
-        StageSlice(f"res{i + 1}", f"trunk_output.block{i}", 2 ** (i + 1)) for i in (1, 2, 3, 4)
-    ),
-    before_pooling=(),
-    classifier="fc",
-)
-# The 16-channel stage counts to the stem; 64 and 96 channels are one feature, so are 160 and 320.
-MOBILENET_V2 = Layout(
-    stem=("features.0",),
-    stem_stride=2,
-    stages=(
-        StageSlice("stem", "features", 2, 1, 2),
-        StageSlice("res2", "features", 4, 2, 4),
-        StageSlice("res3", "features", 8, 4, 7),
-        StageSlice("res4", "features", 16, 7, 11),
-        StageSlice("res4", "features", 16, 11, 14),
-        StageSlice("res5", "features", 32, 14, 17),
-        StageSlice("res5", "features", 32, 17, 18),
-    ),
-    before_pooling=("features.18",),
-    classifier="classifier",
-)
-
-
-def _regnet(norm_layer: Callable[[int], nn.Module], **parameters: Any) -> RegNet:
-    with torch.device("cpu"):  # it computes widths with tensors, also where weights are on meta
-        params = BlockParams.from_init_params(**parameters)
-    return RegNet(params, norm_layer=norm_layer)
-
-
-@dataclass(frozen=True)
-class DGNetVariant:
-    """One row of the table of variants.
-
-    Attributes:
-        base: builds the base network from ``norm_layer``.
-        layout: how it is cut into stages.
-        edges, router_bias, side_bias, gate, block_shortcut, wiring_seed: see
-            :class:`gram_backbones.dgnet.graph.DynamicGraph`.
-        preprocessing: of the images that the variant is trained on.
-    """
-
-    base: Callable[..., nn.Module]
-    layout: Layout
-    edges: str = "dynamic"
-    router_bias: float = 3.0
-    side_bias: float = -3.0
-    gate: str = "straight_through"
-    block_shortcut: bool = True
-    wiring_seed: int = 0
-    preprocessing: Preprocessing = field(default=IMAGENET_RGB)
-
-
-_X600M = dict(depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24)
-_X1600M = dict(depth=18, w_0=80, w_a=34.01, w_m=2.25, group_width=24)
-_Y600M = dict(depth=15, w_0=48, w_a=32.54, w_m=2.32, group_width=16, se_ratio=0.25)
-VARIANTS = {
-    "dgnet_r18": DGNetVariant(models.resnet18, RESNET),
-    "dgnet_r34": DGNetVariant(models.resnet34, RESNET),
-    "dgnet_r50": DGNetVariant(models.resnet50, RESNET),
-    "dgnet_r101": DGNetVariant(models.resnet101, RESNET),
-    "dgnet_x50": DGNetVariant(models.resnext50_32x4d, RESNET),
-    "dgnet_mobilenet_v2": DGNetVariant(models.mobilenet_v2, MOBILENET_V2),
-    "dgnet_regnetx_600m": DGNetVariant(partial(_regnet, **_X600M), REGNET),
-    "dgnet_regnetx_1600m": DGNetVariant(partial(_regnet, **_X1600M), REGNET),
-    "dgnet_regnety_600m": DGNetVariant(partial(_regnet, **_Y600M), REGNET),
-    "dgnet_cifar_r20": DGNetVariant(partial(CifarResNet, 3), CIFAR_RESNET, preprocessing=CIFAR_RGB),
-}
-
-
-def get_variant(variant: str | DGNetVariant, **changes) -> DGNetVariant:
-    """A variant by name or record, see :func:`gram_backbones.staged.pick_variant`."""
-    return pick_variant(VARIANTS, variant, **changes)
+from .variants import VARIANTS, DGNetVariant, Layout
 
 
 class _DynamicStages(nn.Module):
@@ -193,8 +61,11 @@ class _DynamicStages(nn.Module):
         """One stage; ``valid_sizes`` are those of the image, in pixels."""
         if valid_sizes is not None:
             valid_sizes = stage_sizes(valid_sizes, self.layout.stages[int(key)].stride)
-        blocks = [self.get_submodule(name) for name in self.block_names[key]]
-        return self.graphs[key](x, blocks, valid_sizes)
+        return self.graphs[key](x, self.stage_blocks(key), valid_sizes)
+
+    def stage_blocks(self, key: str) -> list[nn.Module]:
+        """The blocks of a stage, wherever the base network's names put them."""
+        return [self.get_submodule(name) for name in self.block_names[key]]
 
     def start_as_base(
         self, threshold: float = 0.0, chain_bias: float = 7.0, side_bias: float = -7.0
@@ -245,6 +116,14 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(name, module)
 
 
+def remove_module(root: nn.Module, path: str) -> None:
+    """Delete a module, and the containers that are empty then."""
+    parent, _, name = path.rpartition(".")
+    delattr(root.get_submodule(parent), name)
+    if parent and not any(root.get_submodule(parent).children()):
+        remove_module(root, parent)
+
+
 class DGNet(StagedBackbone, _DynamicStages):
     """DG-Net as a feature extractor or a classifier (Table 1).
 
@@ -258,12 +137,17 @@ class DGNet(StagedBackbone, _DynamicStages):
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
         with_cp: recompute the activations inside each block in the backward pass to save memory.
+        start_as_base: start near the base network, for its pretrained weights; see
+            :meth:`start_as_base`. It has no effect on edges without routers.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``side_bias``,
             ``gate``, ``block_shortcut``, ``wiring_seed``.
 
     Raises:
         ValueError: an unknown variant or feature, or a ``frozen_stages`` out of range.
     """
+
+    VARIANTS = VARIANTS
+    PAPER = "Dynamic Graph: Learning Instance-aware Connectivity for Neural Networks"
 
     def __init__(
         self,
@@ -274,26 +158,27 @@ class DGNet(StagedBackbone, _DynamicStages):
         norm: Norm = "BN",
         frozen_stages: int = -1,
         with_cp: bool = False,
-        **changes,
+        start_as_base: bool = False,
+        **changes: Any,
     ):
         super().__init__()
-        self.variant = get_variant(variant, **changes)
-        layout = self.variant.layout
-        network = self.variant.base(norm_layer=resolve_norm(norm))
+        variant = self.find_variant(variant, **changes)
+        layout = variant.layout
+        network = variant.base(norm_layer=resolve_norm(norm))
         channels, strides = _feature_shapes(layout, network)
-        self._plan_features(channels, strides, out_features, num_classes, frozen_stages)
+        self._plan_features(variant, channels, strides, out_features, num_classes)
         for path in layout.stem:
             _place(self, path, network.get_submodule(path))
         built = ("stem", *self.stage_names)
         indices = [i for i, stage in enumerate(layout.stages) if stage.feature in built]
-        self._add_stages(self.variant, network, indices, norm, with_cp)
-        if num_classes is not None:
-            for path in layout.before_pooling:
-                _place(self, path, network.get_submodule(path))
+        self._add_stages(variant, network, indices, norm, with_cp)
+        for path in self.before_pooling:
+            _place(self, path, network.get_submodule(path))
         if num_classes:
-            head = network.get_submodule(layout.classifier)
-            self.add_module(layout.classifier, _resized(head, num_classes))
-        self.train()
+            _place(self, layout.head, _resized(network.get_submodule(layout.head), num_classes))
+        if start_as_base and variant.edges == "dynamic":
+            self.start_as_base()
+        self.freeze_stages(frozen_stages)
 
     def _stage_keys(self, name: str) -> list[str]:
         return [key for key in self.graphs if self.layout.stages[int(key)].feature == name]
@@ -303,14 +188,34 @@ class DGNet(StagedBackbone, _DynamicStages):
         paths = list(self.layout.stem) if name == "stem" else []
         modules = [self.get_submodule(path) for path in paths]
         for key in self._stage_keys(name):
-            modules += [self.get_submodule(path) for path in self.block_names[key]]
-            modules.append(self.graphs[key])
+            modules += [*self.stage_blocks(key), self.graphs[key]]
         return modules
 
-    def forward_features(
+    def feature_path(self, name: str) -> str:
+        """Path of the module that returns a feature: a stage's graph."""
+        keys = self._stage_keys(name)
+        return f"graphs.{keys[-1]}" if keys else self.layout.stem[-1]
+
+    def remove_feature(self, name: str) -> None:
+        """Delete the modules of the last feature's stages."""
+        for key in self._stage_keys(name):
+            del self.graphs[key]
+            for path in self.block_names.pop(key):
+                remove_module(self, path)
+
+    def run_feature(self, name: str, x: Tensor, valid_sizes: ValidSizes | None = None) -> Tensor:
+        """One feature from the one before; ``valid_sizes`` as in :meth:`forward`."""
+        if name == "stem":
+            for path in self.layout.stem:
+                x = self.get_submodule(path)(x)
+        for key in self._stage_keys(name):
+            x = self.run_stage(key, x, valid_sizes)
+        return x
+
+    def forward(
         self, x: Tensor, valid_sizes: ValidSizes | None = None
-    ) -> dict[str, Tensor]:
-        """Feature maps by name; those in ``out_features``, or the last one of a classifier.
+    ) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
+        """Feature maps by name or by index as ``out_features`` says, pooled features or logits.
 
         Args:
             x: images ``(B, 3, H, W)``.
@@ -320,54 +225,17 @@ class DGNet(StagedBackbone, _DynamicStages):
         if isinstance(valid_sizes, torch.fx.Proxy):
             # Symbolic tracing makes an input of every argument; it takes images alone.
             valid_sizes = None
-        wanted = self.wanted_features()
-        features = {}
-        for path in self.layout.stem:
-            x = self.get_submodule(path)(x)
-        for name in ("stem", *self.stage_names):
-            for key in self._stage_keys(name):
-                x = self.run_stage(key, x, valid_sizes)
-            if name in wanted:
-                features[name] = x
-        return features
+        return super().forward(x, valid_sizes=valid_sizes)
 
-    def forward(
-        self, x: Tensor, valid_sizes: ValidSizes | None = None
-    ) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-        """See :meth:`forward_features`: feature maps, pooled features or logits."""
-        features = self.forward_features(x, valid_sizes)
-        if self.num_classes is None:
-            return self.pack_features(features)
-        x = features[self.stage_names[-1]]
-        for path in self.layout.before_pooling:
-            x = self.get_submodule(path)(x)
-        x = x.mean((2, 3))
-        return self.get_submodule(self.layout.classifier)(x) if self.num_classes else x
 
-    def load_base(self, state: Mapping[str, Tensor]) -> None:
-        """Load a torchvision checkpoint of the base network; routers keep their values.
-
-        Raises:
-            ValueError: a tensor of the base network is missing or has another shape; the message
-                lists the names, and the network is left as it was.
-        """
-        own = self.state_dict()
-        wanted = [name for name in own if not name.startswith("graphs.")]
-        bad = [n for n in wanted if n not in state or state[n].shape != own[n].shape]
-        bad = [n for n in bad if not n.endswith("num_batches_tracked")]
-        if bad:
-            raise ValueError(
-                f"the checkpoint fills {len(wanted) - len(bad)} of {len(wanted)} tensors of the "
-                f"base network; missing or of another shape: {', '.join(bad[:8])}"
-            )
-        self.load_state_dict({n: state[n] for n in wanted if n in state}, strict=False)
+DGNetVariant.network = DGNet
 
 
 class DGStage(_DynamicStages):
     """The last feature's stages of a DG-Net, as a C4 detector applies them to every region.
 
     Args:
-        variant, norm, with_cp, changes: as in :class:`DGNet`.
+        variant, norm, with_cp, start_as_base, changes: as in :class:`DGNet`.
         feature: which feature's stages.
     """
 
@@ -378,10 +246,11 @@ class DGStage(_DynamicStages):
         *,
         norm: Norm = "BN",
         with_cp: bool = False,
+        start_as_base: bool = False,
         **changes,
     ):
         super().__init__()
-        variant = self.variant = get_variant(variant, **changes)
+        variant = self.variant = DGNet.find_variant(variant, **changes)
         network = variant.base(norm_layer=resolve_norm(norm))
         channels, _ = _feature_shapes(variant.layout, network)
         if feature not in channels or feature == "stem":
@@ -391,6 +260,8 @@ class DGStage(_DynamicStages):
         self.out_channels = channels[feature]
         indices = [i for i, s in enumerate(variant.layout.stages) if s.feature == feature]
         self._add_stages(variant, network, indices, norm, with_cp)
+        if start_as_base and variant.edges == "dynamic":
+            self.start_as_base()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map regions ``(R, C_in, H, W)`` to ``(R, C_out, H / 2, W / 2)``; R may be 0."""
@@ -420,10 +291,3 @@ def _resized(head: nn.Module, num_classes: int) -> nn.Module:
     nn.init.normal_(fresh.weight, std=0.01)
     nn.init.zeros_(fresh.bias)
     return fresh if isinstance(head, nn.Linear) else nn.Sequential(*head[:-1], fresh)
-
-
-def _create(name: str, **kwargs) -> DGNet:
-    return DGNet(name, **kwargs)
-
-
-register_models(VARIANTS, _create)

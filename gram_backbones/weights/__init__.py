@@ -2,7 +2,7 @@
 
 from .files import WeightError, WeightFile, read_weight_file
 from .fit import Fit, load_classifier_weights, load_weights
-from .records import WeightRecord, list_weights
+from .records import WeightRecord, list_weights, weight_source
 
 __all__ = [
     "Fit",
@@ -13,4 +13,5 @@ __all__ = [
     "load_classifier_weights",
     "load_weights",
     "read_weight_file",
+    "weight_source",
 ]

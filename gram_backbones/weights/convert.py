@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..registry import create_model
+from ..registry import build_model, find_variant
+from ..staged import StagedBackbone
 from .files import (
     WeightError,
     WeightFile,
@@ -68,7 +69,7 @@ def convert_weights(
     file = read_weight_file(source, allow_pickle=allow_pickle)
     network = _network_for(model, file)
     values = fit(network.state_dict(), network.variant, file).values
-    allowed = namings(values)
+    allowed = network.variant.namings
     if names not in allowed:
         raise WeightError(f"names is {names!r}; {model} can be written as {tuple(allowed)}")
     if layout not in _LAYOUTS:
@@ -105,18 +106,18 @@ def convert_weights(
     return record
 
 
-def _network_for(model: str, file: WeightFile) -> nn.Module:
+def _network_for(model: str, file: WeightFile) -> StagedBackbone:
     """The model with as many classes as the file has; without a classifier, where it has none."""
-    network = create_model(model)
-    mine = {ours: name for name, ours in find_names(network.state_dict(), file.tensors)[2].items()}
-    weight = next((n for n in ("fc.weight", "classifier.1.weight") if n in mine), None)
+    variant = find_variant(model)
+    mine = {ours: name for name, ours in find_names(variant, file.tensors)[2].items()}
+    weight = mine.get(f"{variant.classifier}.weight")
     if weight is None:
-        return create_model(model, features_only=True)
-    return create_model(model, num_classes=len(file.tensors[mine[weight]]))
+        return build_model(model, features_only=True)
+    return build_model(model, num_classes=len(file.tensors[weight]))
 
 
 def _placed(
-    network: nn.Module, values: Mapping[str, Tensor], prefix: str, head: str | None
+    network: StagedBackbone, values: Mapping[str, Tensor], prefix: str, head: str | None
 ) -> dict[str, Tensor]:
     """The tensors where a detector has them; a classifier has no place there."""
     last = [] if head is None else network.feature_modules("res5")
@@ -125,9 +126,11 @@ def _placed(
         for name, module in network.named_modules()
         if any(module is part for part in last)
     }
+    variant = network.variant
+    behind = tuple(f"{path}." for path in (*variant.before_pooling, variant.head))
     tensors = {}
     for name, value in values.items():
-        if name.startswith(("fc.", "classifier.", "features.18.")):
+        if name.startswith(behind):
             continue
         if head is not None and name.startswith(tuple(parts)):
             # AOGNet's stage is the head's module itself, DG-Net's stands inside it.

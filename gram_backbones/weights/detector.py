@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from ..staged import Variant
 from .files import WeightError, WeightFile
-from .fit import Fit, Variant, describe_tensor, fit, is_counter, network_tensors, shorten
+from .fit import Fit, describe_tensor, fit, is_counter, network_tensors, shorten
 
 HEADS = ("optional", "other_classes", "exact")
 # Buffers that a detector's config gives.

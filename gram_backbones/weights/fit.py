@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from ..aognet import AOGNet, AOGNetVariant, AOGStage
-from ..dgnet.network import DGNet, DGNetVariant
-from ..registry import create_model, list_models
+from ..registry import find_variant, list_models
+from ..staged import Variant
 from .files import WeightError, WeightFile, read_weight_file
-from .names import find_names
+from .names import find_names, tensor_shapes
 
 __all__ = [
     "Fit",
@@ -28,7 +25,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-Variant = AOGNetVariant | DGNetVariant
 
 
 @dataclass(frozen=True)
@@ -82,11 +78,10 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
         WeightError: tensors are missing, have another shape, are not finite, or are left over. The
             message names them, and the models that the file would fit.
     """
-    whole = _whole(variant)
-    naming, prefix, names = find_names(whole, file.tensors)
+    naming, prefix, names = find_names(variant, file.tensors)
     found = {mine: file.tensors[name] for name, mine in names.items()}
-    classifier = _classifier(variant)
-    wanted, kept = _wanted(network, found)
+    head = f"{variant.head}."
+    wanted, kept = _wanted(network, variant, found)
     values, missing, wrong, resized = {}, [], [], []
     for name in wanted:
         value, own = found.get(name), network[name]
@@ -95,7 +90,7 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
                 missing.append(name)
         elif value.shape == own.shape and value.is_floating_point() == own.is_floating_point():
             values[name] = value
-        elif name.startswith(classifier):
+        elif name.startswith(head):
             resized.append(name)  # of another number of classes
         else:
             wrong.append(f"{name} of {describe_tensor(value)}, not {describe_tensor(own)}")
@@ -103,12 +98,12 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     infinite = [n for n, v in values.items() if not v.to(network[n].dtype).isfinite().all()]
     unmapped = [n for n in file.tensors if n not in names and not is_counter(n)]
     ignored = [n for n, mine in names.items() if mine not in values and not is_counter(n)]
-    built = {_part(name) for name in network if not name.startswith(classifier)}
+    built = {variant.part_of(name) for name in network if not name.startswith(head)}
     inside = prefix.endswith(("backbone.", "bottom_up."))
     others = [n for n in unmapped if inside and not n.startswith(prefix)]
     left = [n for n in unmapped if n not in others]
     # Of a stage that is built the network has every tensor that the file may have.
-    left += [n for n in ignored if _part(names[n]) in built and names[n] not in wanted]
+    left += [n for n in ignored if variant.part_of(names[n]) in built and names[n] not in wanted]
     count = sum(name in found or not is_counter(name) for name in wanted)
     if missing or wrong or infinite or left:
         problems = {
@@ -129,12 +124,6 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     )
 
 
-def _part(name: str) -> str:
-    """The stage, stem or graph that a tensor belongs to."""
-    first, second, *_ = [*name.split("."), ""]
-    return f"{first}.{second}" if first in ("trunk_output", "features", "graphs") else first
-
-
 def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
     images, found = variant.preprocessing, []
     for key in ("mean", "std", "channel_order"):
@@ -150,14 +139,13 @@ def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
 
 
 def _wanted(
-    network: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    network: Iterable[str], variant: Variant, found: Iterable[str]
 ) -> tuple[list[str], list[str]]:
-    """The names that a file owes, and those that keep their start."""
-    parts = [".scales", "graphs."]  # learned λ's; routers, thresholds, projections
-    absent = [part for part in parts if not any(_is_part(name, part) for name in found)]
-    kept = [n for n in network if any(_is_part(n, part) for part in absent)]
-    kept = [n for n in kept if not is_counter(n)]
-    return [n for n in network if not any(_is_part(n, part) for part in absent)], kept
+    """The tensors that a file must fill, and those that it may lack and that keep their start."""
+    absent = [part for part in variant.added if not any(_is_part(name, part) for name in found)]
+    optional = [n for n in network if any(_is_part(n, part) for part in absent)]
+    required = [n for n in network if n not in optional]
+    return required, [n for n in optional if not is_counter(n)]
 
 
 def _is_part(name: str, part: str) -> bool:
@@ -185,33 +173,15 @@ def fitting_models(file: WeightFile) -> list[str]:
     """Names of the models whose every tensor, classifier aside, a file has in the right shape."""
     fitting = []
     for model in list_models():
-        shapes, classifier = _shapes(model)
-        names = find_names(shapes, file.tensors)[2]
+        variant = find_variant(model)
+        shapes = tensor_shapes(variant)
+        names = find_names(variant, file.tensors)[2]
         found = {mine: tuple(file.tensors[name].shape) for name, mine in names.items()}
-        wanted, _ = _wanted(dict.fromkeys(shapes), found)
-        wanted = [n for n in wanted if not is_counter(n) and not n.startswith(classifier)]
+        wanted, _ = _wanted(shapes, variant, found)
+        wanted = [n for n in wanted if not is_counter(n) and not n.startswith(f"{variant.head}.")]
         if all(found.get(name) == shapes[name] for name in wanted):
             fitting.append(model)
     return fitting
-
-
-@lru_cache(maxsize=64)
-def _shapes(model: str) -> tuple[dict[str, tuple[int, ...]], str]:
-    with torch.device("meta"):
-        network = create_model(model)
-    shapes = {n: tuple(v.shape) for n, v in network.state_dict().items()}
-    return shapes, _classifier(network.variant)
-
-
-def _whole(variant: Variant) -> list[str]:
-    """Names of all tensors of a variant's classifier."""
-    kind = AOGNet if isinstance(variant, AOGNetVariant) else DGNet
-    with torch.device("meta"):
-        return list(kind(variant, num_classes=1).state_dict())
-
-
-def _classifier(variant: Variant) -> str:
-    return "fc." if isinstance(variant, AOGNetVariant) else f"{variant.layout.classifier}."
 
 
 def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
@@ -223,19 +193,21 @@ def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
     variant = getattr(module, "variant", None)
     if not isinstance(variant, Variant):
         raise TypeError(f"{type(module).__name__} is no network of ours, and no stage of one")
-    prefix = f"res{module.index + 2}." if isinstance(module, AOGStage) else ""
-    return variant, {prefix + name: name for name in module.state_dict()}
+    place = getattr(module, "place", "")
+    return variant, {place + name: name for name in module.state_dict()}
 
 
-def load_weights(module: nn.Module, source: str | Path | WeightFile, prefix: str = "") -> Fit:
-    """Fill a network, or a C4 detector's stage, from a file.
+def load_weights(
+    module: nn.Module, source: str | Path | WeightFile | Mapping[str, Tensor], prefix: str = ""
+) -> Fit:
+    """Fill a network, or a C4 detector's stage, from a file or from tensors by name.
 
     Recognised are this project's names, both namings of the AOGNet authors, and for DG-Net the base
     network's in torchvision, timm and Detectron2, alone or inside a detector of either framework.
 
     Args:
         module: gets the weights: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
-        source: path, ``https://`` address with a hash, or a file that was read.
+        source: path, ``https://`` address with a hash, a file that was read, or a state dict.
         prefix: take only tensors whose names begin with this, without it.
 
     Raises:
@@ -243,7 +215,10 @@ def load_weights(module: nn.Module, source: str | Path | WeightFile, prefix: str
         WeightError: see :func:`gram_backbones.weights.files.read_weight_file` and :func:`fit`; the
             module is left as it was.
     """
-    file = source if isinstance(source, WeightFile) else read_weight_file(source)
+    if isinstance(source, Mapping):
+        file = WeightFile("the given tensors", source)
+    else:
+        file = source if isinstance(source, WeightFile) else read_weight_file(source)
     if prefix:
         part = {n.removeprefix(prefix): v for n, v in file.tensors.items() if n.startswith(prefix)}
         file = WeightFile(f"{file.source} ({prefix}*)", part, file.record)

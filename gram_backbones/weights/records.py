@@ -12,9 +12,8 @@ from fnmatch import fnmatch
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from ..aognet import VARIANTS as AOGNET_VARIANTS
-from ..dgnet.network import VARIANTS as DGNET_VARIANTS
 from ..preprocessing import Preprocessing
+from ..registry import find_variant
 from .files import WeightError
 
 
@@ -68,7 +67,7 @@ def _torchvision_record(model: str, weights: WeightsEnum) -> WeightRecord:
         model=model,
         url=weights.url,
         sha256=weights.url.rsplit("-", 1)[1].split(".")[0],
-        preprocessing=DGNET_VARIANTS[model].preprocessing,
+        preprocessing=find_variant(model).preprocessing,
         top1=weights.meta["_metrics"]["ImageNet-1K"]["acc@1"],
         origin="torchvision",
         licence="BSD-3-Clause; see torchvision on the terms of ImageNet",
@@ -83,7 +82,7 @@ def _records() -> dict[str, WeightRecord]:
             model=model,
             url=None,
             sha256=None,
-            preprocessing=AOGNET_VARIANTS[model].preprocessing,
+            preprocessing=find_variant(model).preprocessing,
             top1=top1,
             origin="the authors of AOGNet (CVPR 2019)",
             licence="research only",
@@ -105,17 +104,6 @@ WEIGHTS = _records()
 def list_weights(pattern: str = "*") -> list[str]:
     """Names of all weight records that match a shell pattern, sorted."""
     return sorted(name for name in WEIGHTS if fnmatch(name, pattern))
-
-
-def get_weights(name: str) -> WeightRecord:
-    """A record by its name.
-
-    Raises:
-        WeightError: unknown name.
-    """
-    if name not in WEIGHTS:
-        raise WeightError(f"there are no weights named {name!r}; known are {list_weights()}")
-    return WEIGHTS[name]
 
 
 def find_by_hash(digest: str) -> WeightRecord | None:

@@ -11,7 +11,7 @@ here a block is a loop over that flat list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
@@ -21,17 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from .grammar import AndOrGraph, NodeType, Step, Term, build_graph
-from .layers import Norm, init_scale, recompute, resolve_norm
-from .preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
-from .registry import register_models
-from .staged import FEATURES, StagedBackbone, pick_variant
+from ..grammar import AndOrGraph, NodeType, Step, Term, build_graph
+from ..layers import Norm, init_scale, recompute, resolve_norm
+from ..preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
+from ..staged import FEATURES, StagedBackbone, Variant
+from .names import NAMINGS, from_second_naming, is_second_naming
 
 STEM_STRIDES = {"imagenet": 4, "cifar": 1}
 
 
 @dataclass(frozen=True)
-class AOGNetVariant:
+class AOGNetVariant(Variant):
     """One row of the table of variants.
 
     Attributes:
@@ -69,6 +69,20 @@ class AOGNetVariant:
             raise ValueError(f"blocks {self.blocks} and channels {self.channels} must be positive")
         if self.stem not in STEM_STRIDES:
             raise ValueError(f"stem is {self.stem!r}; allowed are {sorted(STEM_STRIDES)}")
+
+    first_conv = "stem.0.0"
+    namings = NAMINGS
+    added = (".scales",)
+
+    @property
+    def stem_paths(self) -> tuple[str, ...]:
+        """Paths of the modules that compute the stem, in order."""
+        return tuple(f"stem.{i}" for i in range(4 if self.stem == "imagenet" else 1))
+
+    def read_names(self, found: Iterable[str]) -> Mapping[str, str] | None:
+        """Our names for those of the second release of the authors' weights."""
+        found = list(found)
+        return from_second_naming(found) if is_second_naming(found) else None
 
     @property
     def strides(self) -> dict[str, int]:
@@ -126,11 +140,6 @@ VARIANTS = {
     "aognet_cifar_s_pruned_lateral": replace(_SMALL_PRUNED, lateral=True),
 }
 # fmt: on
-
-
-def get_variant(variant: str | AOGNetVariant, **changes) -> AOGNetVariant:
-    """A variant by name or record, see :func:`gram_backbones.staged.pick_variant`."""
-    return pick_variant(VARIANTS, variant, **changes)
 
 
 class NodeOperation(nn.Module):
@@ -295,6 +304,9 @@ class AOGStage(nn.Module):
         variant: name or record.
         index: which stage of the variant, from 0.
         norm, dropout, learn_scales, with_cp: as in :class:`AOGNet`.
+
+    Attributes:
+        place: what stands before its tensors' names in the whole network.
     """
 
     def __init__(
@@ -309,10 +321,11 @@ class AOGStage(nn.Module):
         with_cp: bool = False,
     ):
         super().__init__()
-        variant = get_variant(variant)
+        variant = AOGNet.find_variant(variant)
         if not 0 <= index < len(variant.words):
             raise ValueError(f"stage index is {index}; allowed are 0 to {len(variant.words) - 1}")
         self.variant, self.index = variant, index
+        self.place = f"{FEATURES[index + 1]}."
         graph = variant.graph(index)
         widths = _block_widths(variant, index)
         self.in_channels, self.out_channels = widths[0], widths[-1]
@@ -385,6 +398,9 @@ class AOGNet(StagedBackbone):
             ``frozen_stages`` out of range.
     """
 
+    VARIANTS = VARIANTS
+    PAPER = "AOGNets: Compositional Grammatical Architectures for Deep Learning"
+
     def __init__(
         self,
         variant: str | AOGNetVariant = "aognet_12m",
@@ -400,10 +416,10 @@ class AOGNet(StagedBackbone):
         frozen_stages: int = -1,
     ):
         super().__init__()
-        self.variant = get_variant(variant)
-        strides = self.variant.strides
-        channels = dict(zip(strides, self.variant.channels))
-        self._plan_features(channels, strides, out_features, num_classes, frozen_stages)
+        variant = self.find_variant(variant)
+        strides = variant.strides
+        channels = dict(zip(strides, variant.channels))
+        self._plan_features(variant, channels, strides, out_features, num_classes)
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1
 
@@ -425,28 +441,14 @@ class AOGNet(StagedBackbone):
             self.fc = nn.Linear(self.variant.channels[-1], num_classes)
             nn.init.normal_(self.fc.weight, std=0.01)
             nn.init.zeros_(self.fc.bias)
-        self.train()
+        self.freeze_stages(frozen_stages)
 
-    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        """Feature maps by name; those in ``out_features``, or the last one of a classifier."""
-        wanted = self.wanted_features()
-        features = {}
-        x = self.stem(x)
-        if "stem" in wanted:
-            features["stem"] = x
-        for name in self.stage_names:
-            x = getattr(self, name)(x)
-            if name in wanted:
-                features[name] = x
-        return features
+    def run_feature(self, name: str, x: Tensor) -> Tensor:
+        """One feature from the one before, ``stem`` from the image."""
+        return getattr(self, name)(x)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-        """See the class: feature maps, pooled features or logits."""
-        features = self.forward_features(x)
-        if self.num_classes is None:
-            return self.pack_features(features)
-        pooled = features[self.stage_names[-1]].mean((2, 3))
-        return self.fc(pooled) if self.num_classes else pooled
+
+AOGNetVariant.network = AOGNet
 
 
 def _imagenet_stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
@@ -466,10 +468,3 @@ def _cifar_stem(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(
         Conv2dNormActivation(in_channels, channels, 3, norm_layer=resolve_norm(norm), bias=False)
     )
-
-
-def _create(name: str, **kwargs) -> AOGNet:
-    return AOGNet(name, **kwargs)
-
-
-register_models(VARIANTS, _create)
