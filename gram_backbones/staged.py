@@ -166,9 +166,7 @@ class StagedBackbone(nn.Module):
             x = self.get_submodule(path)(x)
         return x
 
-    def forward(
-        self, x: Tensor, **options: Any
-    ) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
+    def forward(self, x: Tensor, **options: Any) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
         """Feature maps by name or by index as ``out_features`` says, pooled features or logits."""
         features = self.forward_features(x, **options)
         if self.num_classes is None:

@@ -35,7 +35,7 @@ except ImportError as error:
 from .aognet import AOGNet
 from .dgnet import DGNet
 from .preprocessing import CIFAR_RGB
-from .staged import StagedBackbone, Variant
+from .staged import Variant
 from .weights.files import WeightFile
 from .weights.fit import fit
 
@@ -96,9 +96,7 @@ class TimmInterface:
         # MobileNetV2's dropout stands next to its linear layer, which forward_head calls alone.
         own_rates = [m.p for m in self.modules() if isinstance(m, nn.Dropout)]
         self.drop_rate = (own_rates or [0.0])[0] if drop_rate is None else drop_rate
-        self._stem_pools = isinstance(
-            self.get_submodule(self.variant.stem_paths[-1]), nn.MaxPool2d
-        )
+        self._stem_pools = isinstance(self.get_submodule(self.variant.stem_paths[-1]), nn.MaxPool2d)
         self.feature_info = self._describe_features()
         self.out_indices: list[int] | None = None
         self.global_pool, _ = create_classifier(self.num_features, 0, pool_type=global_pool)

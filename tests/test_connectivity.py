@@ -11,13 +11,13 @@ def test_closed_edges_and_blocks_are_counted_by_hand():
     everything = torch.ones(3, 4, 4).tril(-1)  # two blocks, six edges
     one = everything.clone()
     one[0, 2, :] = 0  # nothing into block 2 of the first image
-    one[1, :, 1] = 0  # nothing out of block 1 of the second
+    one[1, :, 1] = 0  # nothing out of block 1 of the second: it is computed
     one[2, 3, 0] = 0  # one edge of the third, past both blocks
     assert summarise({"stage": [everything]}) == dict(closed_edges=0, closed_blocks=0)
-    assert summarise({"stage": [one]}) == dict(closed_edges=5 / 18, closed_blocks=2 / 6)
+    assert summarise({"stage": [one]}) == dict(closed_edges=5 / 18, closed_blocks=1 / 6)
     longer = torch.zeros(1, 5, 5)  # three blocks, ten edges, all closed
     found = summarise({"a": [everything, one], "b": [longer]})
-    assert found == dict(closed_edges=15 / 46, closed_blocks=5 / 15)
+    assert found == dict(closed_edges=15 / 46, closed_blocks=4 / 15)
     with pytest.raises(ValueError, match="no images"):
         summarise({"stage": [torch.zeros(0, 4, 4)]})
 

@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from gram_backbones import DGNet, record_connectivity
 from gram_backbones.dgnet.blocks import BlockParts, block_parts
-from gram_backbones.dgnet.graph import DynamicGraph
+from gram_backbones.dgnet.graph import DynamicGraph, training_gate
 from gram_backbones.dgnet.rewire import rewire
 
 from .open_edges import GRADIENTS, SMALL, check_close, settle, small_network
@@ -379,6 +379,119 @@ def test_rewire_takes_stages_of_maps_whatever_the_blocks_do_inside(build, stage)
     with torch.no_grad():
         check_close(chain(x), network(x))
         assert rewire(network, (stage,), x[:1])(x).isfinite().all()
+
+
+class Block(nn.Sequential):
+    """A residual block that returns what ``give`` makes of its output."""
+
+    def __init__(self, *layers, give=lambda x: x):
+        super().__init__(*layers)
+        self.give = give
+
+    def forward(self, x):
+        return self.give(super().forward(x) + x)
+
+
+class ChannelsLast(nn.Module):
+    """Maps ``(B, H, W, C)``, with a convolution inside."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("block", "example", "message"),
+    (
+        (lambda: ChannelsLast(8), (1, 16, 16, 8), "channels last"),
+        (lambda: Block(nn.BatchNorm2d(8), nn.ReLU()), (1, 8, 16, 16), None),
+        (lambda: Block(nn.Conv2d(8, 8, 1), give=lambda x: (x,)), (1, 8, 16, 16), "tuple"),
+        (lambda: Block(nn.Conv3d(8, 8, 1)), (1, 8, 4, 16, 16), "volumes"),
+    ),
+    ids=("channels_last", "no_convolution", "tuple", "video"),
+)
+def test_rewire_looks_at_what_blocks_compute(block, example, message):
+    network = nn.Sequential(nn.Identity(), nn.Sequential(block(), block()))
+    if message == "tuple":
+        network[1] = nn.Sequential(block())
+    x = torch.randn(example)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            rewire(network, ["1"], x)
+    else:
+        assert rewire(network, ["1"], x)(x).shape == x.shape
+
+
+def test_rewire_takes_a_stage_that_runs_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage = nn.Sequential(Block(nn.Conv2d(8, 8, 1)), Block(nn.Conv2d(8, 8, 1)))
+
+        def forward(self, x):
+            return self.stage(x).mean() + self.stage(x[..., ::2]).mean()
+
+    x = torch.randn(2, 8, 16, 16)
+    assert rewire(Twice(), ["stage"], x)(x).isfinite()
+
+
+# Copies, replicas, statistics
+
+
+@GRADIENTS
+def test_a_replica_computes_what_the_model_does(grad):
+    """What ``nn.DataParallel`` runs has its tensors as attributes and no list of parameters."""
+    model, images = small_network()
+    replica = copy.deepcopy(model)
+    for module in replica.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name in list(tensors):
+                value = tensors.pop(name)
+                object.__setattr__(module, name, value)
+    x = torch.cat(images)
+    with torch.set_grad_enabled(grad):
+        check_close(replica(x), model(x))
+
+
+def test_statistics_estimated_anew_are_of_all_images():
+    """Norms in training mode, the rest in evaluation: what precise BN runs."""
+    model, images = small_network()
+    x = torch.cat(images)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def statistics(grad):
+        twin = copy.deepcopy(model)
+        for module in twin.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train()
+        with torch.set_grad_enabled(grad):
+            out = twin(x)
+        found = [m.running_mean for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
+        return [*out, *found]
+
+    assert len(norms) > 4
+    check_close(statistics(False), statistics(True))
+
+
+def test_a_copy_made_under_training_s_gate_skips_again():
+    model, _ = small_network()
+    with training_gate(model):
+        twin = copy.deepcopy(model)
+    assert not any(graph.gates_as_in_training for graph in twin.graphs.values())
+
+
+def test_half_precision_leaves_an_output_where_everything_is_closed():
+    model = settle(
+        DGNet(SMALL["basic"], out_features=(0, 1), router_bias=-20.0, side_bias=-20.0)
+    ).eval()
+    for graph in model.graphs.values():
+        nn.init.constant_(graph.thresholds, 2.0)
+    with torch.no_grad():
+        for out in model.half()(torch.randn(1, 3, 64, 64).half()):
+            assert out.abs().max() > 0
 
 
 @MODES

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gram_backbones import DGNet, list_models
 from gram_backbones.dgnet.rewire import rewire
@@ -103,6 +104,15 @@ def test_an_onnx_file_decides_its_edges_anew(kind, exporter, tmp_path):
     with torch.set_grad_enabled(exporter == "torchscript_grad"):
         torch.onnx.export(model, (images[0],), path, dynamo=dynamo, verbose=False)
     check_follows_the_edges(run_onnx(path), model, images)
+
+
+@GRADIENTS
+@pytest.mark.parametrize("pre_dispatch", (False, True))
+def test_make_fx_decides_the_edges_anew(pre_dispatch, grad):
+    model, images = small_network()
+    with torch.set_grad_enabled(grad):
+        traced = make_fx(model, pre_dispatch=pre_dispatch)(images[0])
+    check_follows_the_edges(traced, model, images)
 
 
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))

@@ -1,6 +1,8 @@
 """The line at the start of an evaluation: closed edges, and distance from training's gate."""
 
+import copy
 import logging
+import pickle
 import re
 
 import pytest
@@ -8,12 +10,12 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from gram_backbones import DGNet
+from gram_backbones import DGNet, record_connectivity
+from gram_backbones.dgnet import DGStage
 from gram_backbones.dgnet.gate_report import report_gates
-from gram_backbones.dgnet.network import DGStage
 from gram_backbones.dgnet.rewire import rewire
 
-from .open_edges import SMALL, settle, small_network
+from .open_edges import SMALL, check_close, settle, small_network
 
 
 class Lines(list):
@@ -50,8 +52,6 @@ def test_the_line_says_how_many_edges_are_closed():
 
 
 def _matrices(model, x):
-    from gram_backbones import record_connectivity
-
     with torch.no_grad(), record_connectivity(model) as records:
         model(x)
     return [matrices[0][0] for matrices in records.values()]
@@ -66,6 +66,56 @@ def test_the_paper_s_gate_gets_a_warning_with_what_to_do():
     ((level, line),) = lines
     assert level == logging.WARNING and numbers(line)[2] > 5
     assert "gate='soft'" in line and "default gate" in line
+
+
+def test_a_network_of_closed_blocks_gets_a_warning():
+    model = settle(DGNet(SMALL["basic"])).eval()
+    for graph in model.graphs.values():
+        nn.init.constant_(graph.thresholds, 2.0)
+    lines = Lines()
+    report_gates(model, lines)
+    evaluate(model, [torch.randn(2, 3, 64, 64)])
+    ((level, line),) = lines
+    assert level == logging.WARNING and numbers(line)[1] == 100 and "router_bias" in line
+
+
+def test_the_report_does_not_show_in_others_records():
+    model, images = small_network()
+    report_gates(model, Lines())
+    with record_connectivity(model) as records:
+        evaluate(model, images)
+    assert {len(found) for found in records.values()} == {len(images)}
+
+
+def test_an_empty_batch_is_not_the_first():
+    model, images = small_network()
+    lines = Lines()
+    report_gates(model, lines)
+    evaluate(model, [torch.zeros(0, 3, 64, 64), images[0]])
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("how", ("export", "compile", "jit", "deepcopy", "pickle"))
+def test_a_report_that_waits_is_in_nobody_s_way(how):
+    model, images = small_network()
+    lines = Lines()
+    report_gates(model, lines)
+    with torch.no_grad():
+        if how == "export":
+            other = torch.export.export(model, (images[0],)).module()
+        elif how == "compile":
+            torch._dynamo.reset()
+            other = torch.compile(model, fullgraph=True, backend="eager")
+        elif how == "jit":
+            other = torch.jit.trace(model, images[0], check_trace=False)
+        elif how == "deepcopy":
+            other = copy.deepcopy(model)
+        else:
+            other = pickle.loads(pickle.dumps(model))
+        got = [other(image) for image in images]
+        assert not lines
+        check_close(got[1], model(images[1]))
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize("gate", ("straight_through", "soft"))

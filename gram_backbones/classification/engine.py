@@ -64,8 +64,7 @@ def evaluate(
         if stages:
             with autocast(device, amp), training_gate(model):
                 means += accuracy(model(images).float(), labels)
-            # The report runs the first batch again.
-            shares = summarise({name: records[name][:1] for name in stages})
+            shares = summarise({name: records[name] for name in stages})
             means += logits.new_tensor([shares[key] for key in SHARES])
         totals += torch.stack([*means, torch.ones_like(means[0])]) * len(labels)
     *sums, count = processes.sum(totals).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from .connectivity import summarise
 from .graph import dynamic_graphs, record_connectivity, training_gate
 from .network import DGNet, DGStage
+from .skipping import is_traced
 
 logger = logging.getLogger(__name__)
 
-# Relative distance of the features above which the line is a warning.
+# The line is a warning above this relative distance of the features, or share of closed blocks.
 TOLERANCE = 0.05
+MOST_BLOCKS = 0.9
 
 
 def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) -> None:
@@ -24,8 +27,9 @@ def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) 
 
     The line gives the share of closed edges and blocks, and how far the features are from those
     with the edges weighed as in training: the norm of the difference over their norm, the largest
-    of all features. Above 5 % it is a warning. Nothing happens to models without dynamic edges.
-    The batch is computed three times, later ones once.
+    of all features. It is a warning above 5 %, and where over 90 % of the blocks are closed.
+    Nothing happens to models without dynamic edges, nor while a model is traced or compiled. The
+    batch is computed three times, later ones once.
 
     Args:
         model: in evaluation mode, for instance a detector, a network or a rewired network.
@@ -45,7 +49,7 @@ def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) 
 
 
 class _Report:
-    """Hooks on the networks; the last one that has run writes the line."""
+    """A hook on the networks; the last one that has run writes the line."""
 
     def __init__(self, roots: list[nn.Module], log: Callable[[int, str], Any]):
         self.log = log
@@ -55,23 +59,22 @@ class _Report:
         for root in roots:
             for earlier in getattr(root, "_gate_report", ()):  # of an evaluation that read nothing
                 earlier.remove()
-            handle = root.register_forward_hook(self._compare, with_kwargs=True)
-            root._gate_report = (handle,)
+            root._gate_report = (root.register_forward_hook(self, with_kwargs=True),)
 
     @torch.no_grad()
-    def _compare(self, root: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if root.training:
+    def __call__(self, root: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        maps = list(_tensors(output))
+        if root.training or any(map(is_traced, maps)) or not any(map(torch.numel, maps)):
             return
         for handle in root.__dict__.pop("_gate_report"):
             handle.remove()
-        with record_connectivity(root) as records:
+        with _only_own_records(root) as records:
             root(*args, **kwargs)
-        with training_gate(root):
+        with _only_own_records(root), training_gate(root):
             wanted = root(*args, **kwargs)
         self.records |= {f"{id(root)}.{name}": found for name, found in records.items()}
-        pairs = zip(_tensors(output), _tensors(wanted), strict=True)
-        distances = [_distance(a, b) for a, b in pairs if a.numel()]
-        self.distance = max([self.distance, *distances])
+        pairs = zip(maps, _tensors(wanted), strict=True)
+        self.distance = max([self.distance, *(_distance(a, b) for a, b in pairs if a.numel())])
         self.waiting.discard(id(root))
         if not self.waiting and any(len(m) for ms in self.records.values() for m in ms):
             self._write()
@@ -83,14 +86,43 @@ class _Report:
             f"of the blocks are closed in the first batch; its features are {self.distance:.2%} "
             "away from those with the gate of training"
         ).replace("%", " %")
-        if self.distance <= TOLERANCE:
-            self.log(logging.INFO, line)
-            return
-        self.log(
-            logging.WARNING,
-            f"{line}. Above 5 % the network does not evaluate as it was trained: evaluate with "
-            "gate='soft' what was trained with gate='paper', or train with the default gate.",
-        )
+        warnings = []
+        if self.distance > TOLERANCE:
+            warnings.append(
+                "Above 5 % the network does not evaluate as it was trained: evaluate with "
+                "gate='soft' what was trained with gate='paper', or train with the default gate."
+            )
+        if shares["closed_blocks"] > MOST_BLOCKS:
+            warnings.append(
+                "With almost all blocks closed it computes next to nothing: train with the default "
+                "router_bias and side_bias, or a lower learning rate."
+            )
+        level = logging.WARNING if warnings else logging.INFO
+        self.log(level, ". ".join([line, " ".join(warnings)]) if warnings else line)
+
+    def __reduce__(self) -> tuple:
+        # Copies of a model, and files of it, do not report.
+        return _Silent, ()
+
+
+class _Silent:
+    def __call__(self, *args: Any) -> None:
+        """In place of a report."""
+
+
+@contextmanager
+def _only_own_records(root: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Record connectivity, and hide it from whoever else records."""
+    graphs = dynamic_graphs(root).values()
+    others = [graph.records for graph in graphs]
+    for graph in graphs:
+        graph.records = []
+    try:
+        with record_connectivity(root) as records:
+            yield records
+    finally:
+        for graph, kept in zip(graphs, others):
+            graph.records = kept
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

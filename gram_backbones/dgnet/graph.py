@@ -159,7 +159,8 @@ class DynamicGraph(nn.Module):
         x0 = self._input_node(x, blocks[0])
         dynamic = self.edges == "dynamic"
         edges = _DynamicEdges(self, valid_sizes) if dynamic else _FixedEdges(self, x)
-        if dynamic and not (self.training or self.gates_as_in_training) and can_skip(x):
+        as_trained = self.training or self.gates_as_in_training
+        if dynamic and not as_trained and can_skip(x, blocks):
             out = run_open_edges(self, edges, x, x0, blocks)
         else:
             out = self._run_all_edges(edges, x, x0, blocks)
@@ -220,8 +221,8 @@ class DynamicGraph(nn.Module):
         return letter + (psi - psi.detach())
 
     def __getstate__(self) -> dict:
-        # A copy made while connectivity is recorded is not recorded.
-        return {**self.__dict__, "records": []}
+        # What lasts as long as a context does not go into copies.
+        return {**self.__dict__, "records": [], "gates_as_in_training": False}
 
 
 class _DynamicEdges:
@@ -231,7 +232,9 @@ class _DynamicEdges:
         self.graph = graph
         self.valid_sizes = valid_sizes
         # Asked of the list: fx makes a proxy, without a known type, of a parameter by name.
-        place = next(graph.parameters())
+        # Replicas of DataParallel have no list.
+        place = next(graph.parameters(), None)
+        place = graph.thresholds if place is None else place
         self.dtype = torch.promote_types(place.dtype, torch.float32)
         self.device_type = place.device.type
         self.rows: list[Tensor] = []  # row j is (B, j), the edges into node j
@@ -270,7 +273,7 @@ class _DynamicEdges:
         alpha = torch.stack(self._to_output, 1)
         strongest = torch.arange(len(self._to_output), device=row.device) == alpha.argmax(1, True)
         closed = row.eq(0).all(1, keepdim=True)
-        tiny = torch.finfo(self.dtype).tiny  # α itself may underflow
+        tiny = torch.finfo(torch.float16).tiny  # α itself may underflow, in the features' dtype
         return torch.where(closed & strongest, alpha.clamp(min=tiny), row)
 
     def matrix(self, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,8 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
 
     Raises:
         ValueError: a path that is no ``nn.Sequential`` in the network, a stage that the example
-            does not run through or that repeats a block, blocks of unequal output shapes, or blocks
-            that do not compute maps ``(B, C, H, W)`` with convolutions.
+            does not run through or that repeats a block, or blocks that do not map tensors
+            ``(B, C, H, W)`` of any size to tensors of one shape.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -71,11 +72,12 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
     found = dict(network.named_modules())
     for path in stages:
         _check_stage(path, found)
-    shapes = _measure(network, {path: found[path] for path in stages}, example)
+    measured = _measure(network, {path: found[path] for path in stages}, example)
     for path in stages:
         blocks = list(found[path])
-        _check_maps(path, blocks, shapes[path])
-        before, *after = shapes[path]
+        with _in_eval_mode(found[path]):
+            _check_maps(path, blocks, measured[path])
+        before, *after = (tuple(m.shape) for m in measured[path])
         stride = tuple(-(-a // b) for a, b in zip(before[2:], after[0][2:]))
         graph = graph_for(blocks, before[1], after[0][1], stride, **options)
         place = next(found[path].parameters())
@@ -105,8 +107,17 @@ def _check_stage(path: str, found: Mapping[str, nn.Module]) -> None:
         raise ValueError(f"{path!r} repeats a block, or has one named 'graph'")
 
 
-def _check_maps(path: str, blocks: list[nn.Module], shapes: list[tuple[int, ...]]) -> None:
-    """Raise ValueError where blocks do not return maps of one shape, channels first."""
+def _check_maps(path: str, blocks: list[nn.Module], measured: list[object]) -> None:
+    """Raise ValueError where blocks do not return maps of one shape, channels first.
+
+    Args:
+        path: of the stage.
+        blocks: of the stage.
+        measured: the stage's input, and every block's output.
+    """
+    if bad := [type(m).__name__ for m in measured if not isinstance(m, Tensor)]:
+        raise ValueError(f"the blocks of {path!r} take or return {bad}; a graph takes tensors")
+    shapes = [tuple(m.shape) for m in measured]
     if len(set(shapes[1:])) > 1:
         raise ValueError(
             f"the blocks of {path!r} return {shapes[1:]}; a graph sums their outputs and takes "
@@ -115,42 +126,59 @@ def _check_maps(path: str, blocks: list[nn.Module], shapes: list[tuple[int, ...]
     if any(len(shape) != 4 for shape in shapes):
         raise ValueError(
             f"the blocks of {path!r} map {shapes[0]} to {shapes[1]}; a graph takes maps "
-            "(B, C, H, W), not sequences of tokens"
+            "(B, C, H, W), not sequences of tokens or volumes"
         )
-    if not any(isinstance(m, nn.Conv2d) for block in blocks for m in block.modules()):
+    # A wider map has as many channels, unless the last axis is the channels.
+    x = measured[0]
+    try:
+        with torch.no_grad():
+            for block in blocks:
+                x = block(torch.cat([x] * 4, 3) if x is measured[0] else x)
+        as_maps = x.shape[1] == shapes[1][1] and x.shape[3] > shapes[1][3]
+    except Exception:  # whatever a block makes of channels that are not there
+        as_maps = False
+    if not as_maps:
         raise ValueError(
-            f"the blocks of {path!r} have no convolution: they seem to map {shapes[1]} with "
-            "channels last, as Swin does; a graph takes (B, C, H, W)"
+            f"the blocks of {path!r} do not map a wider {shapes[0]}: they seem to have channels "
+            "last, as Swin does, or to take one size alone; a graph takes (B, C, H, W)"
         )
+
+
+@contextmanager
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _measure(
     network: nn.Module, stages: dict[str, nn.Sequential], example: Tensor
-) -> dict[str, list[tuple[int, ...]]]:
-    """For each stage the shapes of its input and of every block's output."""
-    shapes: dict[str, list[tuple[int, ...]]] = {path: [] for path in stages}
+) -> dict[str, list[object]]:
+    """For each stage its input and every block's output, the first time that it runs."""
+    found: dict[str, list[object]] = {path: [] for path in stages}
     hooks = []
+
+    def keep(path: str, value: object) -> None:
+        if len(found[path]) <= len(stages[path]):
+            found[path].append(value)
+
     for path, stage in stages.items():
-        hooks.append(
-            stage[0].register_forward_pre_hook(
-                lambda _m, args, path=path: shapes[path].append(tuple(args[0].shape))
-            )
-        )
+        first = stage[0]
+        hooks.append(first.register_forward_pre_hook(lambda _m, args, p=path: keep(p, args[0])))
         hooks += [
-            block.register_forward_hook(
-                lambda _m, _a, out, path=path: shapes[path].append(tuple(out.shape))
-            )
+            block.register_forward_hook(lambda _m, _args, out, p=path: keep(p, out))
             for block in stage
         ]
-    modes = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad():
-            network.eval()(example)
+        with torch.no_grad(), _in_eval_mode(network):
+            network(example)
     finally:
-        for module, training in modes.items():
-            module.training = training
         for hook in hooks:
             hook.remove()
-    if unused := [path for path, found in shapes.items() if not found]:
+    if unused := [path for path, values in found.items() if not values]:
         raise ValueError(f"the example does not run through {unused}")
-    return shapes
+    return found

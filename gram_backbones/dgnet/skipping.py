@@ -7,11 +7,12 @@ weight 0 there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .sums import weighted_sum
@@ -22,23 +23,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def can_skip(x: Tensor) -> bool:
+def can_skip(x: Tensor, blocks: Iterable[nn.Module]) -> bool:
     """Whether edges may be looked at: without gradients, on a real tensor that nothing traces.
 
-    Python's choice of edges would otherwise be baked into a trace, and fit one image only.
+    Python's choice of edges would otherwise be baked into a trace, and fit one image only. Nor may
+    a block be in training mode, as where BN statistics are estimated anew: they are of all images.
     """
-    if torch.is_grad_enabled():
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed(x):
+    if is_traced(x):
         return not _say_plain_once()
-    return x.shape[0] > 0 and x.device.type != "meta"
+    if torch.is_grad_enabled() or x.shape[0] == 0 or x.device.type == "meta":
+        return False
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return not _say_plain_once()
+    return not any(module.training for block in blocks for module in block.modules())
 
 
-def _is_transformed(x: Tensor) -> bool:
-    """Fake, symbolic or batched tensors, and the modes that make_fx and export run under."""
-    if type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x):
+def is_traced(x: Tensor) -> bool:
+    """Whether what happens to ``x`` is recorded, or transformed, to be run on other tensors.
+
+    Fake, symbolic and batched tensors count, and the modes that make_fx and export run under.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    return any(mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack())
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    modes = _get_current_dispatch_mode_stack()
+    return get_proxy_mode() is not None or any(mode.is_infra_mode() for mode in modes)
 
 
 _SAID: set[bool] = set()

@@ -18,7 +18,7 @@ from .files import (
     write_weight_file,
 )
 from .fit import fit
-from .names import find_names, namings
+from .names import find_names
 from .records import find_by_hash
 
 # Layout -> what stands before the backbone's names and before those of a C4 head's last stage, and
