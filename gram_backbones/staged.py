@@ -1,4 +1,4 @@
-"""What every family of backbones states and shares: variants, features by name or index, freezing."""
+"""What every family of backbones states and shares: variants, features, freezing."""
 
 from __future__ import annotations
 
@@ -202,6 +202,14 @@ class StagedBackbone(nn.Module):
     def _frozen_modules(self) -> list[nn.Module]:
         names = FEATURES[: self.frozen_stages + 1]
         return [module for name in names for module in self.feature_modules(name)]
+
+
+def remove_module(root: nn.Module, path: str) -> None:
+    """Delete a module, and the containers that are empty then."""
+    parent, _, name = path.rpartition(".")
+    delattr(root.get_submodule(parent), name)
+    if parent and not any(root.get_submodule(parent).children()):
+        remove_module(root, parent)
 
 
 def _feature_names(wanted: Sequence[str | int] | None, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ except ImportError as error:
 from .aognet import AOGNet
 from .dgnet import DGNet
 from .preprocessing import CIFAR_RGB
-from .staged import Variant
+from .staged import Variant, remove_module
 from .weights.files import WeightFile
 from .weights.fit import fit
 

@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from gram_backbones import DGNet, record_connectivity
 from gram_backbones.dgnet.graph import DynamicGraph
-from gram_backbones.dgnet.network import MOBILENET_V2, REGNET, RESNET, DGNetVariant
+from gram_backbones.dgnet.variants import MOBILENET_V2, REGNET, RESNET, DGNetVariant
 
 _REGNET = BlockParams([2, 3, 1, 1], [16, 24, 32, 40], [8, 8, 8, 8], [1.0] * 4, [2] * 4, 0.25)
 # One small network for each type of block, with 2 or 3 blocks in most stages.

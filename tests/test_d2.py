@@ -20,7 +20,7 @@ from detectron2.utils.events import EventStorage
 
 import gram_backbones.d2 as gram
 from gram_backbones.aognet import VARIANTS, AOGStage
-from gram_backbones.dgnet.network import VARIANTS as DG_VARIANTS
+from gram_backbones.dgnet import VARIANTS as DG_VARIANTS
 from gram_backbones.flops import count_parameters
 
 CONFIGS = sorted(p.stem for p in Path(gram.get_config_file("Base-1x")).parent.glob("*.yaml"))

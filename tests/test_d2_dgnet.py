@@ -15,7 +15,7 @@ from torchvision import models
 
 import gram_backbones.d2 as gram
 from gram_backbones import record_connectivity
-from gram_backbones.dgnet.network import VARIANTS, DGStage
+from gram_backbones.dgnet import VARIANTS, DGStage
 from gram_backbones.dgnet.rewire import rewire
 
 from .conftest import DATASETS, check_ended_well, needs_coco

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from gram_backbones import create_model, load_weights
+from gram_backbones.aognet.names import authors
 from gram_backbones.weights.files import WeightFile
-from gram_backbones.weights.names import authors
 
 from .conftest import load_reference
 from .golden import fixed_value

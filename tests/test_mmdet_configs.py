@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 
 import gram_backbones.mmdet as gram
 from gram_backbones.aognet import VARIANTS as AOG_VARIANTS
-from gram_backbones.dgnet.network import VARIANTS as DG_VARIANTS
+from gram_backbones.dgnet import VARIANTS as DG_VARIANTS
 
 from .conftest import DATASETS, needs_coco
 

@@ -22,6 +22,7 @@ pytest.importorskip("timm", reason="timm is not installed")
 
 
 from gram_backbones import AOGNet, DGNet, create_model, load_weights
+from gram_backbones.dgnet.names import detectron2_resnet
 from gram_backbones.weights.convert import convert_weights
 from gram_backbones.weights.files import (
     WeightError,
@@ -32,7 +33,6 @@ from gram_backbones.weights.files import (
     write_weight_file,
 )
 from gram_backbones.weights.fit import fitting_models
-from gram_backbones.weights.names import detectron2_resnet
 
 from .fuzz_weights import fuzz
 from .test_weights import TINY, settled

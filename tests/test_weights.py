@@ -18,7 +18,9 @@ import timm
 
 from gram_backbones import AOGNet, DGNet, create_model, list_models, list_weights, load_weights
 from gram_backbones.aognet import AOGNetVariant, AOGStage
-from gram_backbones.dgnet.network import DGStage
+from gram_backbones.aognet.names import authors
+from gram_backbones.dgnet import DGStage
+from gram_backbones.registry import find_variant
 from gram_backbones.weights.convert import LAYOUTS, convert_weights
 from gram_backbones.weights.files import (
     WeightError,
@@ -26,7 +28,7 @@ from gram_backbones.weights.files import (
     file_hash,
     read_weight_file,
 )
-from gram_backbones.weights.names import authors, find_names, namings
+from gram_backbones.weights.names import find_names
 from gram_backbones.weights.records import WEIGHTS
 
 from .conftest import check_ended_well
@@ -123,10 +125,11 @@ def test_networks_with_fixed_edges_are_filled_too(edges):
 def test_every_naming_is_found_again(name):
     with torch.device("meta"):
         state = create_model(name).state_dict()
-    for naming, rename in namings(state).items():
+    variant = find_variant(name)
+    for naming, rename in variant.namings.items():
         names = {f"module.{rename(mine)}": mine for mine in state}
         assert len(names) == len(state), naming
-        assert find_names(state, names)[1:] == ("module.", names), naming
+        assert find_names(variant, names)[1:] == ("module.", names), naming
 
 
 @pytest.mark.parametrize("layout", ("bare", "mmdet", "detectron2"))

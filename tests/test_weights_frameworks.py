@@ -20,8 +20,9 @@ from mmengine.runner import load_checkpoint
 import gram_backbones.d2 as d2
 import gram_backbones.mmdet  # noqa: F401 (registers)
 from gram_backbones import create_model
+from gram_backbones.aognet.names import authors
+from gram_backbones.dgnet.names import detectron2_resnet
 from gram_backbones.weights.convert import convert_weights
-from gram_backbones.weights.names import authors, detectron2_resnet
 
 from .test_d2 import small_config
 from .test_weight_files import DAMAGES, damage, server  # noqa: F401 (server is a fixture)

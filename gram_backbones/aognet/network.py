@@ -302,7 +302,7 @@ class AOGStage(nn.Module):
 
     Args:
         variant: name or record.
-        index: which stage of the variant, from 0.
+        index: which stage of the variant, from 0; None is the last.
         norm, dropout, learn_scales, with_cp: as in :class:`AOGNet`.
 
     Attributes:
@@ -312,7 +312,7 @@ class AOGStage(nn.Module):
     def __init__(
         self,
         variant: str | AOGNetVariant,
-        index: int,
+        index: int | None = None,
         *,
         norm: Norm = "BN",
         dropout: float = 0.0,
@@ -322,6 +322,7 @@ class AOGStage(nn.Module):
     ):
         super().__init__()
         variant = AOGNet.find_variant(variant)
+        index = len(variant.words) - 1 if index is None else index
         if not 0 <= index < len(variant.words):
             raise ValueError(f"stage index is {index}; allowed are 0 to {len(variant.words) - 1}")
         self.variant, self.index = variant, index

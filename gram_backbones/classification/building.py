@@ -13,7 +13,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from ..registry import create_model
+from ..registry import build_model
 from ..weights.fit import load_weights
 from .recipes import Recipe
 
@@ -96,7 +96,7 @@ def build_classifier(
     if is_aognet:
         kwargs = {"dropout": recipe.dropout, **kwargs}
     try:
-        model = create_model(name, num_classes=num_classes, **kwargs)
+        model = build_model(name, num_classes=num_classes, **kwargs)
     except (AttributeError, TypeError) as error:  # an unknown argument, or one of another type
         if not model_kwargs:
             raise

@@ -29,7 +29,7 @@ except ImportError as error:
     ) from error
 
 from ..preprocessing import Preprocessing
-from ..registry import create_model
+from ..registry import build_model
 from ..weights.fit import load_classifier_weights
 
 
@@ -159,6 +159,6 @@ def load_classifier(name: str, checkpoint: str | Path, num_classes: int) -> nn.M
         ValueError: an unknown name, a file that leaves a tensor of the model unfilled, or one whose
             classifier has another number of classes.
     """
-    model = create_model(name, num_classes=num_classes)
+    model = build_model(name, num_classes=num_classes)
     load_classifier_weights(model, checkpoint)
     return model

@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone import FPN
+from detectron2.modeling import Backbone
 
-from ..dgnet.network import DGNet, DGNetVariant, DGStage, get_variant
-from .fpn import build_fpn, build_retinanet_fpn
-from .interface import check_preprocessing, feature_names, frozen_stages, output_shape
+from ..dgnet import DGNet, DGNetVariant, DGStage
+from .interface import D2Interface, check_preprocessing, register_builders
 from .norm import norm_factory
 
 
-class DGNetBackbone(DGNet, Backbone):
-    """DG-Net with Detectron2's interface; plain arguments, so that LazyConfig takes it as it is.
+class DGNetBackbone(D2Interface, DGNet, Backbone):
+    """DG-Net with Detectron2's interface; arguments: see :class:`D2Interface`.
 
     ``forward(x, valid_sizes=None)`` takes the unpadded sizes of the images;
     :class:`gram_backbones.d2.GramGeneralizedRCNN` passes them.
-
-    Args:
-        variant: name of a row of ``gram_backbones.dgnet.network.VARIANTS``, or a record.
-        out_features: names out of ``stem``, ``res2`` … ``res5``.
-        norm: a norm of Detectron2's ``get_norm``.
-        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``, and so on; with a stage
-            its routers and thresholds.
-        start_as_base: start near the base network, for its pretrained weights.
-        kwargs: further arguments of :class:`gram_backbones.DGNet`.
-
-    Raises:
-        ValueError: a variant, feature, norm or option that is not possible, or ``freeze_at`` beyond
-            the stages that are built.
     """
 
-    def __init__(
-        self,
-        variant: str | DGNetVariant = "dgnet_r50",
-        *,
-        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
-        norm: str = "FrozenBN",
-        freeze_at: int = 2,
-        start_as_base: bool = False,
-        **kwargs,
-    ):
-        super().__init__(
-            variant,
-            out_features=feature_names(out_features),
-            norm=norm_factory(norm),
-            frozen_stages=frozen_stages(freeze_at),
-            **kwargs,
-        )
-        if start_as_base:
-            self.start_as_base()
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and strides of the features that the forward pass returns."""
-        return output_shape(self)
+    default_variant = "dgnet_r50"
 
 
 def variant_from_config(cfg: CfgNode) -> DGNetVariant:
     """The variant that ``MODEL.DGNET`` names, with the edges that it describes."""
     node = cfg.MODEL.DGNET
-    return get_variant(
+    return DGNet.find_variant(
         node.VARIANT,
         edges=node.EDGES,
         router_bias=node.ROUTER_BIAS,
@@ -74,17 +35,17 @@ def variant_from_config(cfg: CfgNode) -> DGNetVariant:
     )
 
 
-def build_dgnet_res5(cfg: CfgNode) -> DGStage:
-    """The last stage of ``MODEL.DGNET``'s variant, dynamic for every region."""
+def _build_last_stage(cfg: CfgNode) -> DGStage:
     node = cfg.MODEL.DGNET
-    stage = DGStage(variant_from_config(cfg), norm=norm_factory(node.NORM), with_cp=node.WITH_CP)
-    if node.START_AS_BASE and node.EDGES == "dynamic":
-        stage.start_as_base()
-    return stage
+    return DGStage(
+        variant_from_config(cfg),
+        norm=norm_factory(node.NORM),
+        with_cp=node.WITH_CP,
+        start_as_base=node.START_AS_BASE,
+    )
 
 
-@BACKBONE_REGISTRY.register()
-def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
+def _build(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
     """DG-Net from ``MODEL.DGNET`` and ``MODEL.BACKBONE.FREEZE_AT``."""
     node = cfg.MODEL.DGNET
     variant = variant_from_config(cfg)
@@ -94,18 +55,11 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
         out_features=node.OUT_FEATURES,
         norm=node.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        start_as_base=node.START_AS_BASE and node.EDGES == "dynamic",
+        start_as_base=node.START_AS_BASE,
         with_cp=node.WITH_CP,
     )
 
 
-@BACKBONE_REGISTRY.register()
-def build_dgnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """DG-Net with the FPN of R-CNN detectors."""
-    return build_fpn(cfg, build_dgnet_backbone(cfg, input_shape))
-
-
-@BACKBONE_REGISTRY.register()
-def build_retinanet_dgnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """DG-Net with RetinaNet's FPN, P6 and P7 included."""
-    return build_retinanet_fpn(cfg, build_dgnet_backbone(cfg, input_shape))
+build_dgnet_backbone, build_dgnet_fpn_backbone, build_retinanet_dgnet_fpn_backbone = (
+    register_builders("dgnet", _build, _build_last_stage)
+)

@@ -3,25 +3,103 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import nn
 
 from ..preprocessing import Preprocessing
-from ..staged import FEATURES, StagedBackbone
+from ..staged import FEATURES, Variant
+from .fpn import build_fpn, build_retinanet_fpn
+from .norm import norm_factory
 
 logger = logging.getLogger(__name__)
 
 
-def output_shape(backbone: StagedBackbone) -> dict[str, ShapeSpec]:
-    """Channels and strides of the features that the forward pass returns."""
-    return {
-        name: ShapeSpec(
-            channels=backbone.feature_channels[name], stride=backbone.feature_strides[name]
+class D2Interface:
+    """Stands before a core class and ``Backbone`` in a class statement.
+
+    Arguments are plain, so that LazyConfig takes the class as it is.
+
+    Args:
+        variant: name of a row of the family's ``VARIANTS``, or a record.
+        out_features: names out of ``stem``, ``res2`` … ``res5``.
+        norm: a norm of Detectron2's ``get_norm``.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``, and so on.
+        kwargs: further arguments of the core class.
+
+    Raises:
+        ValueError: a variant, feature, norm or width that is not possible, or ``freeze_at`` beyond
+            the stages that are built.
+    """
+
+    default_variant: str
+
+    def __init__(
+        self,
+        variant: str | Variant | None = None,
+        *,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        norm: str = "FrozenBN",
+        freeze_at: int = 2,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            self.default_variant if variant is None else variant,
+            out_features=feature_names(out_features),
+            norm=norm_factory(norm),
+            frozen_stages=frozen_stages(freeze_at),
+            **kwargs,
         )
-        for name in backbone.out_features
-    }
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides of the features that the forward pass returns."""
+        return {
+            name: ShapeSpec(channels=self.feature_channels[name], stride=self.feature_strides[name])
+            for name in self.out_features
+        }
+
+
+Builder = Callable[[CfgNode, ShapeSpec], Backbone]
+# Name of a registered backbone -> its config node, and the builder of its last stage for C4 heads.
+LAST_STAGES: dict[str, tuple[str, Callable[[CfgNode], nn.Module]]] = {}
+
+
+def register_builders(
+    family: str, build: Builder, build_last_stage: Callable[[CfgNode], nn.Module]
+) -> tuple[Builder, Builder, Builder]:
+    """Register a family's backbone alone, with R-CNN's FPN and with RetinaNet's.
+
+    Args:
+        family: as in ``build_{family}_backbone``; upper case, its node below ``MODEL``.
+        build: the backbone from a config.
+        build_last_stage: what a C4 detector applies to every region; it states ``out_channels``.
+
+    Returns:
+        What is registered as ``build_{family}_backbone``, ``build_{family}_fpn_backbone`` and
+        ``build_retinanet_{family}_fpn_backbone``.
+    """
+
+    def fpn(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+        """The backbone with the FPN of R-CNN detectors."""
+        return build_fpn(cfg, build(cfg, input_shape))
+
+    def retinanet_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+        """The backbone with RetinaNet's FPN, P6 and P7 included."""
+        return build_retinanet_fpn(cfg, build(cfg, input_shape))
+
+    LAST_STAGES[f"build_{family}_backbone"] = (family.upper(), build_last_stage)
+    for builder, name in (
+        (build, f"build_{family}_backbone"),
+        (fpn, f"build_{family}_fpn_backbone"),
+        (retinanet_fpn, f"build_retinanet_{family}_fpn_backbone"),
+    ):
+        builder.__name__ = builder.__qualname__ = name
+        BACKBONE_REGISTRY.register(builder)
+    return build, fpn, retinanet_fpn
 
 
 def frozen_stages(freeze_at: int) -> int:

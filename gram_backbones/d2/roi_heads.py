@@ -6,14 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
-from .aognet import build_aognet_res5
-from .dgnet import build_dgnet_res5
-
-# Backbone -> its config node, and the builder of its last stage.
-_FAMILIES = {
-    "build_aognet_backbone": ("AOGNET", build_aognet_res5),
-    "build_dgnet_backbone": ("DGNET", build_dgnet_res5),
-}
+from .interface import LAST_STAGES
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -26,23 +19,23 @@ class GramRes5ROIHeads(Res5ROIHeads):
     """
 
     @classmethod
-    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+    def _build_last_stage_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
         name = cfg.MODEL.BACKBONE.NAME
-        if name not in _FAMILIES:
+        if name not in LAST_STAGES:
             raise ValueError(
                 f"MODEL.ROI_HEADS.NAME GramRes5ROIHeads does not go with MODEL.BACKBONE.NAME "
-                f"{name!r}; allowed are {sorted(_FAMILIES)}"
+                f"{name!r}; allowed are {sorted(LAST_STAGES)}"
             )
         if list(cfg.MODEL.ROI_HEADS.IN_FEATURES) != ["res4"]:
             raise ValueError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {cfg.MODEL.ROI_HEADS.IN_FEATURES}; "
                 "GramRes5ROIHeads takes ['res4']"
             )
-        node, build_res5 = _FAMILIES[name]
+        node, build_last_stage = LAST_STAGES[name]
         if "res5" in cfg.MODEL[node].OUT_FEATURES:
             raise ValueError(
                 "the backbone's OUT_FEATURES hold 'res5', which GramRes5ROIHeads applies to "
                 "regions; a C4 backbone takes ['res4']"
             )
-        stage = build_res5(cfg)
+        stage = build_last_stage(cfg)
         return stage, stage.out_channels

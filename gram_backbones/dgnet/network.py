@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Norm, resolve_norm
-from ..staged import StagedBackbone
+from ..staged import StagedBackbone, remove_module
 from .blocks import block_parts
 from .graph import graph_for
 from .sums import ValidSizes, stage_sizes
@@ -114,14 +114,6 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
             root.add_module(parent, nn.Sequential())
         root = getattr(root, parent)
     root.add_module(name, module)
-
-
-def remove_module(root: nn.Module, path: str) -> None:
-    """Delete a module, and the containers that are empty then."""
-    parent, _, name = path.rpartition(".")
-    delattr(root.get_submodule(parent), name)
-    if parent and not any(root.get_submodule(parent).children()):
-        remove_module(root, parent)
 
 
 class DGNet(StagedBackbone, _DynamicStages):

@@ -10,7 +10,9 @@ from mmengine.model import PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..staged import Variant
 from ..weights.fit import is_counter, load_weights
+from .norm import norm_factory
 
 InitCfg = dict[str, Any] | Sequence[dict[str, Any]] | None
 
@@ -18,13 +20,35 @@ InitCfg = dict[str, Any] | Sequence[dict[str, Any]] | None
 class MMDetInterface:
     """Stands before a core class and ``BaseModule`` in a class statement.
 
-    A constructor ends with :meth:`_adapt`.
+    Args:
+        variant: name of a row of the family's ``VARIANTS``, or a record.
+        args: further arguments of the core class.
+        norm_cfg: ``type`` BN, SyncBN or GN; ``requires_grad=False`` fixes the affine terms.
+        norm_eval: the statistics of BN stay as they are.
+        init_cfg: of MMEngine; ``dict(type='Pretrained', checkpoint=FILE)`` is loaded strictly. The
+            file is a whole backbone's. A file of DG-Net's base network leaves routers and
+            thresholds at their start.
+        kwargs: further arguments of the core class, such as ``with_cp``.
+
+    Raises:
+        ValueError: a variant, norm or width that is not possible.
     """
 
+    default_variant: str
     norm_eval = False
     missing_file: str | None = None  # what to say until something fills the module
 
-    def _adapt(self, norm_eval: bool, init_cfg: InitCfg) -> None:
+    def __init__(
+        self,
+        variant: str | Variant | None = None,
+        *args: Any,
+        norm_cfg: dict = dict(type="BN", requires_grad=True),  # noqa: B006 (not changed)
+        norm_eval: bool = True,
+        init_cfg: InitCfg = None,
+        **kwargs: Any,
+    ):
+        variant = self.default_variant if variant is None else variant
+        super().__init__(variant, *args, norm=norm_factory(norm_cfg), **kwargs)
         self.norm_eval = norm_eval
         self.init_cfg = init_cfg
         self.train()
@@ -106,7 +130,27 @@ class MMDetInterface:
 
 
 class MMDetBackbone(MMDetInterface):
-    """The same for whole backbones."""
+    """The same for whole backbones: images ``(B, 3, H, W)`` to a tuple of feature maps.
+
+    Args:
+        variant, kwargs: as in :class:`MMDetInterface`.
+        out_indices: stages whose outputs are returned, 0 is the first; later ones are not built.
+        frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
+
+    Raises:
+        ValueError: also ``frozen_stages`` beyond the stages that are built.
+    """
+
+    def __init__(
+        self,
+        variant: str | Variant | None = None,
+        *,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        **kwargs: Any,
+    ):
+        features = tuple(out_indices)
+        super().__init__(variant, out_features=features, frozen_stages=frozen_stages, **kwargs)
 
     @property
     def out_channels(self) -> tuple[int, ...]:

@@ -134,8 +134,8 @@ class GramRunner(Runner):
     """MMEngine's runner, strict about what it loads.
 
     ``load_from`` is read as `gram_backbones.weights.files` reads: nothing in the file runs. It
-    fills the whole detector; a file of a backbone alone, or of another detector, is refused. Only before
-    training may predictors of another number of classes keep their start.
+    fills the whole detector; a file of a backbone alone, or of another detector, is refused. Only
+    before training may predictors of another number of classes keep their start.
     A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
 
     Raises:
