@@ -39,7 +39,7 @@ from .staged import Variant, remove_module
 from .weights.files import WeightFile
 from .weights.fit import fit
 
-__all__ = ["TimmAOGNet", "TimmDGNet"]  # register_model adds the entry functions
+__all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds the functions
 
 # τ, λ and the weights of static edges, which decay would draw to 0; by default timm spares all
 # vectors. Our own recipes follow the papers, which exempt nothing.
@@ -355,12 +355,16 @@ def _register(name: str, cls: type) -> None:
         register_model(entry)
 
 
-_MODELS = {
-    name: (variant, cls)
-    for cls in (TimmAOGNet, TimmDGNet)
-    for name, variant in cls.VARIANTS.items()
-}
-# register_model reads it by this name.
-default_cfgs = generate_default_cfgs({name: _default_cfg(v) for name, (v, _) in _MODELS.items()})
-for _name, (_, _class) in _MODELS.items():
-    _register(_name, _class)
+default_cfgs: dict[str, Any] = {}  # register_model reads it by this name
+
+
+def register_family(cls: type) -> None:
+    """Register every variant of a family's timm class, see :class:`TimmInterface`, with timm."""
+    cfgs = {name: _default_cfg(variant) for name, variant in cls.VARIANTS.items()}
+    default_cfgs.update(generate_default_cfgs(cfgs))
+    for name in cls.VARIANTS:
+        _register(name, cls)
+
+
+for _class in (TimmAOGNet, TimmDGNet):
+    register_family(_class)

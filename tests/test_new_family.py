@@ -1,0 +1,145 @@
+"""A family of one's own in 40 lines, through everything that takes ours."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from gram_backbones import create_model, list_models, load_weights, registry
+from gram_backbones.layers import Norm, resolve_norm
+from gram_backbones.preprocessing import IMAGENET_RGB
+from gram_backbones.renaming import substitute, unchanged
+from gram_backbones.staged import FEATURES, StagedBackbone, Variant
+from gram_backbones.weights import WeightError
+
+
+@dataclass(frozen=True)
+class ToyVariant(Variant):
+    channels: tuple[int, ...] = (8, 8, 16, 24, 32)
+
+    preprocessing = IMAGENET_RGB
+    stem_paths = ("stem",)
+    first_conv = "stem.0"
+    namings = {"own": unchanged, "stages": substitute((r"^res(\d)\.", r"stages.\1."))}
+
+
+class Toy(StagedBackbone):
+    """One strided convolution for each feature."""
+
+    VARIANTS = {"toy": ToyVariant(), "toy_wide": ToyVariant((16, 16, 32, 48, 64))}
+    PAPER = "none"
+
+    def __init__(
+        self,
+        variant="toy",
+        *,
+        out_features=None,
+        num_classes=None,
+        norm: Norm = "BN",
+        frozen_stages=-1,
+        in_channels=3,
+    ):
+        super().__init__()
+        variant = self.find_variant(variant)
+        channels = dict(zip(FEATURES, variant.channels))
+        strides = {name: 2 << i for i, name in enumerate(FEATURES)}
+        self._plan_features(variant, channels, strides, out_features, num_classes)
+        before = in_channels
+        for name, after in self.feature_channels.items():
+            layer = Conv2dNormActivation(before, after, 3, 2, norm_layer=resolve_norm(norm))
+            self.add_module(name, layer)
+            before = after
+        if num_classes:
+            self.fc = nn.Linear(before, num_classes)
+        self.freeze_stages(frozen_stages)
+
+    def run_feature(self, name: str, x: Tensor) -> Tensor:
+        return getattr(self, name)(x)
+
+
+ToyVariant.network = Toy
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    registry.register_family(Toy)
+    yield
+    registry.unregister_family(Toy)
+
+
+def test_it_is_a_model_by_name():
+    assert list_models("toy*") == ["toy", "toy_wide"]
+    x = torch.randn(2, 3, 64, 64)
+    assert create_model("toy", num_classes=5)(x).shape == (2, 5)
+    features = create_model("toy", features_only=True, out_features=(1, 3))(x)
+    assert [f.shape[1:] for f in features] == [(16, 8, 8), (32, 2, 2)]
+    frozen = create_model("toy", features_only=True, frozen_stages=1).train()
+    assert not frozen.res2.training and frozen.res3.training
+    with pytest.raises(ValueError, match="registered already"):
+        registry.register_family(Toy)
+
+
+def test_weights_fit_strictly():
+    source = create_model("toy", num_classes=5)
+    model = create_model("toy", features_only=True)
+    named = {k.replace("res", "stages."): v for k, v in source.state_dict().items()}
+    assert len(load_weights(model, named).values) == len(model.state_dict())
+    assert torch.equal(model.res5[0].weight, source.res5[0].weight)
+    del named["stages.4.0.weight"]
+    with pytest.raises(WeightError, match="res4.0.weight"):
+        load_weights(model, named)
+    with pytest.raises(WeightError, match="its tensors fit toy$"):
+        load_weights(create_model("toy_wide", num_classes=5), source.state_dict())
+
+
+def test_detectron2_takes_it():
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+
+    from gram_backbones.d2.interface import LAST_STAGES, D2Interface, register_builders
+
+    class ToyBackbone(D2Interface, Toy, Backbone):
+        default_variant = "toy"
+
+    names = ("build_toy_backbone", "build_toy_fpn_backbone", "build_retinanet_toy_fpn_backbone")
+    try:
+        register_builders("toy", lambda cfg, shape: ToyBackbone(norm="BN", freeze_at=0), None)
+        assert all(name in BACKBONE_REGISTRY for name in names)
+        backbone = BACKBONE_REGISTRY.get(names[0])(None, None)
+        shapes = {name: (s.channels, s.stride) for name, s in backbone.output_shape().items()}
+        assert shapes == {"res2": (8, 4), "res3": (16, 8), "res4": (24, 16), "res5": (32, 32)}
+        assert backbone(torch.randn(1, 3, 64, 64))["res5"].shape == (1, 32, 2, 2)
+    finally:
+        LAST_STAGES.pop(names[0])
+        for name in names:
+            del BACKBONE_REGISTRY._obj_map[name]
+
+
+def test_mmdetection_takes_it():
+    pytest.importorskip("mmdet", reason="MMDetection is not installed")
+    from mmengine.model import BaseModule
+
+    from gram_backbones.mmdet.interface import MMDetBackbone
+
+    class ToyBackbone(MMDetBackbone, Toy, BaseModule):
+        default_variant = "toy"
+
+    backbone = ToyBackbone(out_indices=(2, 3), frozen_stages=1, norm_eval=True)
+    assert backbone.out_channels == (24, 32)
+    assert [f.shape[1] for f in backbone.train()(torch.randn(1, 3, 64, 64))] == [24, 32]
+
+
+def test_timm_takes_it():
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    import gram_backbones.timm as adapter
+
+    class TimmToy(adapter.TimmInterface, Toy):
+        def group_matcher(self, coarse=False):
+            return dict(stem=r"^stem", blocks=r"^res(\d)")
+
+    adapter.register_family(TimmToy)
+    model = timm.create_model("toy", features_only=True, out_indices=(1, 4))
+    assert [f.shape[1] for f in model(torch.randn(1, 3, 64, 64))] == [8, 32]
+    assert timm.create_model("toy", num_classes=5)(torch.randn(1, 3, 64, 64)).shape == (1, 5)
