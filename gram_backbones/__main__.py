@@ -4,21 +4,8 @@
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
-
-
-FRAMEWORKS = ("d2", "mmdet")
-
-
-def config_dirs(frameworks: Sequence[str] = FRAMEWORKS) -> list[Path]:
-    """Folders of configs, inside an installed package or next to it in a checkout."""
-    names = [f"{framework}_configs" for framework in frameworks]
-    candidates = [base / name for name in names for base in (_PACKAGE, _PACKAGE.parent)]
-    return [path for path in candidates if path.is_dir()]
-
+from .config_folders import FRAMEWORKS, config_dirs
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gram_backbones", description=__doc__)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -63,6 +64,13 @@ def freeze(module: nn.Module) -> None:
     """Fix all parameters of a module and put it into eval mode: statistics and dropout too."""
     module.eval()
     module.requires_grad_(False)
+
+
+def has_fixed_parts(module: nn.Module) -> bool:
+    """Whether training leaves something as it is: frozen parameters, or statistics of norms."""
+    norms = (m for m in module.modules() if hasattr(m, "running_mean"))
+    fixed = any(not (isinstance(m, _BatchNorm) and m.training) for m in norms)
+    return fixed or not all(p.requires_grad for p in module.parameters())
 
 
 def recompute(

@@ -12,11 +12,6 @@ from .staged import StagedBackbone, Variant
 _FAMILIES: list[type[StagedBackbone]] = [AOGNet, DGNet]
 
 
-def families() -> tuple[type[StagedBackbone], ...]:
-    """All families."""
-    return tuple(_FAMILIES)
-
-
 def register_family(family: type[StagedBackbone]) -> type[StagedBackbone]:
     """Make the rows of a family's table models; also a class decorator.
 

@@ -11,7 +11,6 @@ A checkpoint is a dict of tensors and plain values, read by ``torch.load(weights
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..preprocessing import Preprocessing
+from ..weights.fit import match, shorten
 
 
 def describe(
@@ -46,19 +47,17 @@ def describe(
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None:
     """Write a checkpoint at once or not at all; the best one once more as ``best.pth``."""
-    part = path.with_name(f".{path.name}.part")
-    torch.save(content, part)
-    os.replace(part, path)
+    with replacing(path) as part:
+        torch.save(content, part)
     if best:
-        shutil.copyfile(path, part)
-        os.replace(part, path.with_name("best.pth"))
+        with replacing(path.with_name("best.pth")) as part:
+            shutil.copyfile(path, part)
 
 
 def write_metrics(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write one JSON object per epoch, all of them: a resumed run leaves none twice."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -88,14 +87,11 @@ def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str |
         ValueError: tensors are missing, left over or of another shape; the message names some.
     """
     own = model.state_dict()
-    differing = [
-        name
-        for name in {**own, **state}
-        if name not in own or name not in state or own[name].shape != state[name].shape
-    ]
-    if differing:
+    problems = match(own, state).problems
+    left = [name for name in state if name not in own]
+    if differing := [*problems["missing"], *problems["of another shape"], *left]:
         raise ValueError(
             f"{source} does not fit: {len(differing)} tensors are missing, left over or of another "
-            f"shape, such as {', '.join(differing[:4])}"
+            f"shape, such as {shorten(differing, 4)}"
         )
     model.load_state_dict(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 
 from PIL.Image import Image
 from timm.data import create_transform
@@ -49,8 +50,13 @@ def open_datasets(
     centre = build_transform(recipe, preprocessing, training=False)
     keep = CachedImages if cache else lambda images: images
     if dataset == "folder":
-        train = _open_folder(Path(root) / "train", augment)
-        val = _open_folder(Path(root) / "val", centre)
+        if missing := [s for s in ("train", "val") if not (Path(root) / s).is_dir()]:
+            raise FileNotFoundError(
+                f"there is no folder {Path(root) / missing[0]}; the data's root has train and val, "
+                "each with one folder of images per class"
+            )
+        train = open_folder(Path(root) / "train", augment)
+        val = open_folder(Path(root) / "val", centre)
         if train.classes != val.classes:
             differing = sorted({*train.classes} ^ {*val.classes})
             raise ValueError(
@@ -94,16 +100,21 @@ class CachedImages(Dataset):
         return self.transform(image), label
 
 
-def _open_folder(folder: Path, transform: Callable) -> datasets.ImageFolder:
+def open_folder(folder: Path, transform: Callable) -> datasets.ImageFolder:
+    """Images and labels of a folder with one folder per class.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a class without images.
+    """
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder}; the data's root has train and val, each with one "
-            "folder of images per class"
-        )
+        raise FileNotFoundError(f"there is no folder {folder}")
     try:
         return datasets.ImageFolder(folder, transform)
-    except FileNotFoundError as error:  # names the classes without images
-        raise FileNotFoundError(f"{folder}: {error}") from error
+    except FileNotFoundError as error:
+        reason = shorten(str(error), 150, placeholder=" …")
+        raise FileNotFoundError(
+            f"{folder} must hold a folder of images for every class: {reason}"
+        ) from error
 
 
 def build_transform(

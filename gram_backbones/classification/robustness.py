@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -31,6 +30,7 @@ except ImportError as error:
 from ..preprocessing import Preprocessing
 from ..registry import build_model
 from ..weights.fit import load_classifier_weights
+from .data import open_folder
 
 
 class RobustAccuracy(NamedTuple):
@@ -134,16 +134,8 @@ def open_image_folder(
     resize = round(size / 0.875) if resize is None else resize
     if not 1 <= size <= resize:
         raise ValueError(f"size is {size}; allowed are 1 to {resize}, to which images are resized")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
     steps = [transforms.Resize(resize), transforms.CenterCrop(size), transforms.ToTensor()]
-    try:
-        return ImageFolder(str(folder), transforms.Compose(steps))
-    except FileNotFoundError as error:
-        reason = shorten(str(error), 150, placeholder=" …")
-        raise FileNotFoundError(
-            f"{folder} must hold a folder of images for every class: {reason}"
-        ) from error
+    return open_folder(folder, transforms.Compose(steps))
 
 
 def load_classifier(name: str, checkpoint: str | Path, num_classes: int) -> nn.Module:

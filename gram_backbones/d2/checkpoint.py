@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..weights.detector import fit_detector, is_owed
+from ..weights.detector import fit_detector, is_required
 from ..weights.files import WeightError, local_file, read_weight_file
+from ..weights.fit import match, shorten
 from .roi_heads import GramRes5ROIHeads
 
 
@@ -26,8 +28,8 @@ class GramCheckpointer(DetectionCheckpointer):
 
     Args:
         model, save_dir, checkpointables: as Detectron2's.
-        heads: what a file owes outside the backbone: ``"optional"``, or ``"exact"`` for evaluation
-            and prediction (see :func:`gram_backbones.weights.detector.fit_detector`).
+        heads: which tensors outside the backbone are required: ``"optional"``, or ``"exact"`` for
+            evaluation and prediction (see :func:`gram_backbones.weights.detector.fit_detector`).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -95,14 +97,11 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
 
 def _require_all(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """A resumed run restores every tensor; Detectron2 itself would go on with fewer."""
-    saved = {name.removeprefix("module."): value for name, value in saved.items()}
-    bad = [
-        name
-        for name, value in own.items()
-        if is_owed(name) and (name not in saved or tuple(saved[name].shape) != tuple(value.shape))
-    ]
-    if bad:
+    own = {name: value for name, value in own.items() if is_required(name)}
+    saved = {n.removeprefix("module."): torch.as_tensor(v) for n, v in saved.items()}
+    problems = match(own, saved).problems
+    if bad := [*problems["missing"], *problems["of another shape"]]:
         raise WeightError(
             f"the checkpoint to resume from is of another model: {len(bad)} of {len(own)} tensors "
-            f"are missing or of another shape, {', '.join(bad[:8])}"
+            f"are missing or of another shape, {shorten(bad)}"
         )

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from detectron2.config import CfgNode, get_cfg
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In an installed package the configs lie inside it, in a checkout next to it.
-_CONFIG_DIRS = (_PACKAGE / "d2_configs", _PACKAGE.parent / "d2_configs")
+from ..config_folders import config_dirs
 
 
 def add_gram_backbones_config(cfg: CfgNode) -> None:
@@ -58,7 +54,7 @@ def get_config_file(name: str) -> str:
     Raises:
         ValueError: there is no such config.
     """
-    folder = next((folder for folder in _CONFIG_DIRS if folder.is_dir()), _CONFIG_DIRS[0])
+    folder = config_dirs(["d2"])[0]
     path = folder / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.yaml"))

@@ -19,13 +19,12 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.evaluation import COCOEvaluator
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch import nn
 
 from ..dgnet.gate_report import report_gates
 from ..distributed import end_processes
+from ..layers import has_fixed_parts
 from .checkpoint import GramCheckpointer
 from .pictures import save_pictures
 from .replay import ReseedHook, build_replayable_train_loader, is_replayable
@@ -72,7 +71,7 @@ class GramTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint and its place in the data, or load ``MODEL.WEIGHTS``."""
         resumes = resume and self.checkpointer.has_checkpoint()
-        if not resumes and not self.cfg.MODEL.WEIGHTS and _has_frozen_parts(self.model):
+        if not resumes and not self.cfg.MODEL.WEIGHTS and has_fixed_parts(self.model):
             logger.warning(
                 "MODEL.WEIGHTS is empty, and what MODEL.BACKBONE.FREEZE_AT (%d) and frozen norms "
                 "fix stays random. To train from scratch, set MODEL.BACKBONE.FREEZE_AT 0 and the "
@@ -170,12 +169,6 @@ def _draw_results(cfg: CfgNode, dataset_name: str) -> None:
         score_thresh=cfg.TEST.PICTURES.SCORE_THRESH,
     )
     logger.info("Wrote %d pictures to %s", saved, pictures)
-
-
-def _has_frozen_parts(model: nn.Module) -> bool:
-    return any(isinstance(m, FrozenBatchNorm2d) for m in model.modules()) or not all(
-        p.requires_grad for p in model.parameters()
-    )
 
 
 def _results_dir(cfg: CfgNode, dataset_name: str) -> str:

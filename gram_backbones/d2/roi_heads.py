@@ -19,7 +19,7 @@ class GramRes5ROIHeads(Res5ROIHeads):
     """
 
     @classmethod
-    def _build_last_stage_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
         name = cfg.MODEL.BACKBONE.NAME
         if name not in LAST_STAGES:
             raise ValueError(

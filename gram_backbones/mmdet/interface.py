@@ -10,6 +10,7 @@ from mmengine.model import PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..layers import has_fixed_parts
 from ..staged import Variant
 from ..weights.fit import is_counter, load_weights
 from .norm import norm_factory
@@ -91,7 +92,7 @@ class MMDetInterface:
         for cfg in pretrained:
             self.is_init = False  # until it is filled: a corrected init_cfg is to be loaded
             self.is_init = self._load_pretrained(cfg)
-        if not cfgs and _has_fixed_random_parts(self):
+        if not cfgs and has_fixed_parts(self):
             print_log(
                 f"{type(self).__name__} has no init_cfg: what frozen_stages and norm_eval fix "
                 "stays random, unless load_from or a resumed checkpoint fills it. To train from "
@@ -161,8 +162,3 @@ class MMDetBackbone(MMDetInterface):
 def _is_pretrained(kind: str | type) -> bool:
     # A registry's scope may stand before the name.
     return kind is PretrainedInit or str(kind).rsplit(".", 1)[-1] == "Pretrained"
-
-
-def _has_fixed_random_parts(module: nn.Module) -> bool:
-    norms = any(isinstance(m, _BatchNorm) and not m.training for m in module.modules())
-    return norms or not all(p.requires_grad for p in module.parameters())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..staged import Variant
 from .files import WeightError, WeightFile
-from .fit import Fit, describe_tensor, fit, is_counter, network_tensors, shorten
+from .fit import Fit, fit, is_counter, match, network_tensors, shorten
 
 HEADS = ("optional", "other_classes", "exact")
 # Buffers that a detector's config gives.
@@ -105,9 +105,9 @@ def fit_detector(
         own: the detector's tensors by name.
         parts: the networks and stages of ours in it, by what stands before their names.
         file: what was read.
-        heads: what the file owes outside the backbone. ``"optional"``: all of neck and heads, or
-            nothing; ``"other_classes"``: all, and predictors of another number of classes keep
-            their start (as with ``"optional"``); ``"exact"``: all.
+        heads: which tensors outside the backbone are required. ``"optional"``: all of neck and
+            heads, or none; ``"other_classes"``: all, except that predictors for another number of
+            classes keep their initial values (as with ``"optional"``); ``"exact"``: all.
 
     Raises:
         ValueError: another ``heads``.
@@ -125,13 +125,13 @@ def fit_detector(
         fits.append(found)
         values |= {network.places[whole]: value for whole, value in found.values.items()}
     places = {place for network in networks for place in network.places.values()}
-    owed = {n: v for n, v in own.items() if n not in places and is_owed(n)}
+    outside = {n: v for n, v in own.items() if n not in places and is_required(n)}
     rest, resized = {}, []
-    if heads != "optional" or owed.keys() & tensors.keys():
-        rest, resized = _fit_heads(owed, file, other_classes=heads != "exact")
+    if heads != "optional" or outside.keys() & tensors.keys():
+        rest, resized = _fit_heads(outside, file, other_classes=heads != "exact")
     taken = {*values, *rest, *resized}
     unused = set(tensors).intersection(*(found.others for found in fits)) - taken
-    others = [n for n in tensors if n in unused and is_owed(n)]
+    others = [n for n in tensors if n in unused and is_required(n)]
     values |= rest
     ignored = [tuple(n for n in found.ignored if n not in taken) for found in fits]
     fits = [replace(found, ignored=i, others=()) for found, i in zip(fits, ignored, strict=True)]
@@ -159,30 +159,24 @@ def _fit_heads(
     own: Mapping[str, Tensor], file: WeightFile, *, other_classes: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """What neck and heads become, and the names of those for another number of classes."""
-    values, missing, wrong, resized = {}, [], [], []
-    for name, mine in own.items():
-        value = file.tensors.get(name)
-        if value is None:
-            missing.append(name)
-        elif value.shape == mine.shape and value.is_floating_point() == mine.is_floating_point():
-            values[name] = value
-        elif other_classes and _goes_with_classes(name) and value.shape[1:] == mine.shape[1:]:
-            resized.append(name)
-        else:
-            wrong.append(f"{name} of {describe_tensor(value)}, not {describe_tensor(mine)}")
-    infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
-    problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
-    if any(problems.values()):
-        parts = [f"{what}: {shorten(names)}" for what, names in problems.items() if names]
+
+    def goes_with_classes(name: str, value: Tensor) -> bool:
+        same_inputs = value.shape[1:] == own[name].shape[1:]
+        return other_classes and _goes_with_classes(name) and same_inputs
+
+    matched = match(own, file.tensors, goes_with_classes)
+    if not matched:
+        parts = [f"{what}: {shorten(names)}" for what, names in matched.problems.items() if names]
+        filled = len(matched.values) - len(matched.problems["not finite"])
         raise WeightError(
-            f"{file.source} fills {len(values) - len(infinite)} of {len(own)} tensors of this "
-            f"detector's neck and heads; {'; '.join(parts)}"
+            f"{file.source} fills {filled} of {len(own)} tensors of this detector's neck and "
+            f"heads; {'; '.join(parts)}"
         )
-    return values, resized
+    return matched.values, list(matched.resized)
 
 
-def is_owed(name: str) -> bool:
-    """Whether a detector's tensor comes from a file: not what the config gives, and no counter."""
+def is_required(name: str) -> bool:
+    """Whether a file must have a detector's tensor: not pixel statistics, and no counter."""
     return not name.endswith(_GIVEN) and not is_counter(name)
 
 

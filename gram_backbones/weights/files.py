@@ -23,6 +23,7 @@ import torchvision
 from safetensors import safe_open
 from torch import Tensor
 
+from ..atomic import replacing
 from .pickles import WeightError, check_indices, needs, opaque_pickle, read_numpy_pickle
 
 
@@ -293,13 +294,8 @@ def write_weight_file(
         WeightError: another ending.
         OSError: the path cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        _write(part, path.suffix, tensors, record, key)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part:
+        _write(part, Path(path).suffix, tensors, record, key)
 
 
 def _write(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,55 @@ class Fit:
         return [(logging.INFO, line) for line in lines] + [(logging.WARNING, w) for w in warnings]
 
 
+@dataclass(frozen=True)
+class Match:
+    """What a network's tensors become, and what is wrong with a file.
+
+    Attributes:
+        values: tensors that fit, by name.
+        resized: names of those of another number of classes.
+        problems: names by what is wrong with them: missing, of another shape, not finite.
+    """
+
+    values: dict[str, Tensor]
+    resized: tuple[str, ...]
+    problems: dict[str, list[str]]
+
+    def __bool__(self) -> bool:
+        return not any(self.problems.values())
+
+
+def match(
+    own: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    goes_with_classes: Callable[[str, Tensor], bool] = lambda name, value: False,
+) -> Match:
+    """Compare tensors by name, strictly; only counters of batches may be missing.
+
+    Args:
+        own: a network's tensors.
+        found: a file's, by the same names.
+        goes_with_classes: whether a name and a tensor of another shape are of another number of
+            classes, which is no problem.
+    """
+    values, resized = {}, []
+    missing = [name for name in own if name not in found and not is_counter(name)]
+    wrong = []
+    for name, mine in own.items():
+        if (value := found.get(name)) is None:
+            continue
+        if value.shape == mine.shape and value.is_floating_point() == mine.is_floating_point():
+            values[name] = value
+        elif goes_with_classes(name, value):
+            resized.append(name)
+        else:
+            wrong.append(f"{name} of {describe_tensor(value)}, not {describe_tensor(mine)}")
+    # In the network's precision: what is finite in float64 may not be there.
+    infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
+    problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
+    return Match(values, tuple(resized), problems)
+
+
 def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fit:
     """Find every tensor of a network in a file.
 
@@ -82,20 +131,10 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     found = {mine: file.tensors[name] for name, mine in names.items()}
     head = f"{variant.head}."
     wanted, kept = _wanted(network, variant, found)
-    values, missing, wrong, resized = {}, [], [], []
-    for name in wanted:
-        value, own = found.get(name), network[name]
-        if value is None:
-            if not is_counter(name):
-                missing.append(name)
-        elif value.shape == own.shape and value.is_floating_point() == own.is_floating_point():
-            values[name] = value
-        elif name.startswith(head):
-            resized.append(name)  # of another number of classes
-        else:
-            wrong.append(f"{name} of {describe_tensor(value)}, not {describe_tensor(own)}")
-    # In the network's precision: what is finite in float64 may not be there.
-    infinite = [n for n, v in values.items() if not v.to(network[n].dtype).isfinite().all()]
+    matched = match(
+        {name: network[name] for name in wanted}, found, lambda name, _: name.startswith(head)
+    )
+    values = matched.values
     unmapped = [n for n in file.tensors if n not in names and not is_counter(n)]
     ignored = [n for n, mine in names.items() if mine not in values and not is_counter(n)]
     built = {variant.part_of(name) for name in network if not name.startswith(head)}
@@ -105,14 +144,10 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     # Of a stage that is built the network has every tensor that the file may have.
     left += [n for n in ignored if variant.part_of(names[n]) in built and names[n] not in wanted]
     count = sum(name in found or not is_counter(name) for name in wanted)
-    if missing or wrong or infinite or left:
-        problems = {
-            "missing": missing,
-            "of another shape": wrong,
-            "not finite": infinite,
-            "left over": left,
-        }
-        raise WeightError(_complaint(file, len(values) - len(infinite), count, problems))
+    problems = {**matched.problems, "left over": left}
+    if any(problems.values()):
+        filled = len(values) - len(problems["not finite"])
+        raise WeightError(_complaint(file, filled, count, problems))
     return Fit(
         file.source,
         count,
