@@ -134,7 +134,7 @@ def test_a_torchvision_checkpoint_starts_the_detector(name, tmp_path, caplog):
     model = build_model(cfg)
     with caplog.at_level("INFO"):
         gram.GramCheckpointer(model).load(str(tmp_path / "resnet18.pth"))
-    assert "tensors from" in caplog.text and "kept at their start" in caplog.text
+    assert "tensors from" in caplog.text and "initial values kept" in caplog.text
     state = model.state_dict()
     c4 = "c4" in name
     last = "roi_heads.res5" if c4 else "backbone.bottom_up"

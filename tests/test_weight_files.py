@@ -27,8 +27,8 @@ from gram_backbones.weights.convert import convert_weights
 from gram_backbones.weights.files import (
     WeightError,
     WeightFile,
+    fetch_file,
     file_hash,
-    local_file,
     read_weight_file,
     write_weight_file,
 )
@@ -128,7 +128,7 @@ def test_what_others_allow_torch_to_load_is_refused_here(tmp_path):
 @pytest.mark.parametrize("name", ("gone.pth", "x" * 300, "~nobody-here/a.pth"))
 def test_a_path_without_a_file_is_named(name):
     with pytest.raises(FileNotFoundError, match=f"there is no weight file {name}"):
-        local_file(name)
+        fetch_file(name)
 
 
 def test_of_an_mmengine_checkpoint_only_the_tensors_are_read(tmp_path):

@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit(f"test_mmdet.py: {type(error).__name__}: {error}")
     cfg.load_from = args.checkpoint
     try:
-        GramRunner.from_cfg(cfg).test()  # no name keeps it: see end_processes
+        GramRunner.from_cfg(cfg).test()  # unnamed, so that it is freed before end_processes
     except WeightError as error:
         sys.exit(f"test_mmdet.py: {error}")
     end_processes()

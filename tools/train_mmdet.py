@@ -114,7 +114,7 @@ def main() -> None:
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     try:
-        GramRunner.from_cfg(cfg).train()  # no name keeps it: see end_processes
+        GramRunner.from_cfg(cfg).train()  # unnamed, so that it is freed before end_processes
     except WeightError as error:
         sys.exit(f"train_mmdet.py: {error}")
     end_processes()

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 from gram_backbones.d2 import GramCheckpointer, GramTrainer, add_gram_backbones_config
 from gram_backbones.d2.datasets import check_datasets
 from gram_backbones.d2.engine import end_launched_processes
-from gram_backbones.weights.files import WeightError, local_file
+from gram_backbones.weights.files import WeightError, fetch_file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +44,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
         raise ValueError("--eval-only needs a trained model: append MODEL.WEIGHTS model_final.pth")
     if not resumes and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
-        local_file(cfg.MODEL.WEIGHTS)  # raises where there is none
+        fetch_file(cfg.MODEL.WEIGHTS)  # raises where there is none
     check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
     cfg.freeze()
     return cfg

@@ -222,7 +222,8 @@ class AOGBlock(nn.Module):
             ops.append(NodeOperation(source, width, norm=norm, dropout=dropout))
         self.ops = nn.ModuleList(ops)  # by node id
         self.norm = resolve_norm(norm)(out_channels)
-        # A fresh frozen norm divides by nothing; sums over the grammar would grow block by block.
+        # FrozenBN without loaded statistics does not normalise: sums over the grammar would grow
+        # block by block.
         init_scale(self.norm, frozen=1 / _skip_gain(self.steps))
         constants = [term.scale for step in self.steps for term in step.skip_terms]
         self.scales = nn.Parameter(torch.tensor(constants)) if learn_scales else None

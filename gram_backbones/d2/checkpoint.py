@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..weights.detector import fit_detector, is_required
-from ..weights.files import WeightError, local_file, read_weight_file
+from ..weights.files import WeightError, fetch_file, read_weight_file
 from ..weights.fit import match, shorten
 from .roi_heads import GramRes5ROIHeads
 
@@ -61,7 +61,7 @@ class GramCheckpointer(DetectionCheckpointer):
             return {}
         if "://" not in path:
             # Raises where there is none. Detectron2 takes "run-12:30/…" for an address.
-            path = str(local_file(path).absolute())
+            path = str(fetch_file(path).absolute())
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:

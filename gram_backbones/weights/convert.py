@@ -12,8 +12,8 @@ from ..staged import StagedBackbone
 from .files import (
     WeightError,
     WeightFile,
+    fetch_file,
     file_hash,
-    local_file,
     read_weight_file,
     write_weight_file,
 )
@@ -83,7 +83,7 @@ def convert_weights(
         tensors = {allowed[names](name): value for name, value in values.items()}
     else:
         tensors = _placed(network, values, prefix, head)
-    images, digest = network.variant.preprocessing, file_hash(local_file(source))
+    images, digest = network.variant.preprocessing, file_hash(fetch_file(source))
     known = find_by_hash(digest)
     published = {"licence": known.licence, "top1": str(known.top1)} if known else {}
     said = {**published, **file.record}

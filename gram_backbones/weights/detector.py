@@ -50,11 +50,11 @@ class DetectorFit:
             text = f"loaded {self.heads} tensors of neck and heads from {self.source}"
             lines.append((logging.INFO, text))
         if self.others:
-            text = f"ignored in the file, not in this detector: {shorten(self.others)}"
+            text = f"in the file but not in this detector: {shorten(self.others)}"
             lines.append((logging.INFO, text))
         if self.resized:
             names = ", ".join(self.resized)
-            text = f"kept at their start, for another number of classes: {names}"
+            text = f"initial values kept, another number of classes: {names}"
             lines.append((logging.WARNING, text))
         return lines
 

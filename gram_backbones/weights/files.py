@@ -24,7 +24,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..atomic import replacing
-from .pickles import WeightError, check_indices, needs, opaque_pickle, read_numpy_pickle
+from .pickles import (
+    WeightError,
+    check_indices,
+    opaque_pickle,
+    read_numpy_pickle,
+    refused_pickle,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class WeightFile:
 
 
 def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> WeightFile:
-    """Read a file, or an ``https://`` address with a hash (see :func:`local_file`).
+    """Read a file, or an ``https://`` address with a hash (see :func:`fetch_file`).
 
     Args:
         source: path or address.
@@ -55,7 +61,7 @@ def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> Weigh
         WeightError: the file is damaged, is of no known kind, holds no tensors by name, or is a
             pickle that needs more than tensors and plain values.
     """
-    path = local_file(source)
+    path = fetch_file(source)
     try:
         content, record = _read(path, allow_pickle)
         _check_origin(content)
@@ -99,7 +105,7 @@ def _read_legacy_torch(path: Path, allow_pickle: bool) -> Any:
         return _load_tensors(path)
     except pickle.UnpicklingError as error:
         if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise needs(needed[1]) from error
+            raise refused_pickle(needed[1]) from error
         raise
 
 
@@ -121,7 +127,7 @@ def _read_torch(path: Path, allow_pickle: bool) -> Any:
         opaque = opaque_pickle()
         content = torch.load(path, map_location="cpu", pickle_module=opaque, weights_only=False)
         if opaque.refused and not _is_mmengine(content):
-            raise needs(", ".join(sorted(opaque.refused)[:3])) from None
+            raise refused_pickle(", ".join(sorted(opaque.refused)[:3])) from None
         return content
 
 
@@ -203,7 +209,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (str, float)) or small
 
 
-def local_file(source: str | Path) -> Path:
+def fetch_file(source: str | Path) -> Path:
     """The path of a source; an ``https://`` address is downloaded once and checked every time.
 
     The address says its SHA-256, whole or its first 8 digits or more: ``…#sha256=<hash>``, or in

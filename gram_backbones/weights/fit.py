@@ -33,10 +33,10 @@ class Fit:
 
     Attributes:
         source: the file.
-        wanted: how many tensors the network has of those that the file's kind has; a file may lack
-            BN's counters.
+        wanted: number of tensors that this kind of file should provide; counters of BN may be
+            missing.
         values: what the network's tensors become, by their names in the whole network.
-        kept: tensors of the network that the file's kind does not have and that keep their start:
+        kept: tensors that this kind of file does not contain and that keep their initial values:
             routers of a DG-Net where the file is its base network's, learned λ's.
         ignored: names in the file of the classifier and of stages that are not built.
         others: names in the file outside the backbone, of a detector's other parts.
@@ -55,9 +55,9 @@ class Fit:
         """Levels and lines to log: one that proves the load, and what was not used."""
         lines = [f"loaded {len(self.values)} of {self.wanted} tensors from {self.source}"]
         for names, what in (
-            (self.kept, "kept at their start, the file is of a network without them"),
-            (self.ignored, "ignored in the file, classifier or stages that are not built"),
-            (self.others, "ignored in the file, outside the backbone"),
+            (self.kept, "not in this kind of file, initial values kept"),
+            (self.ignored, "in the file but not used, classifier or stages that are not built"),
+            (self.others, "in the file but not used, outside the backbone"),
         ):
             if names:
                 lines.append(f"{what}: {shorten(names)}")
@@ -130,7 +130,7 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     naming, prefix, names = find_names(variant, file.tensors)
     found = {mine: file.tensors[name] for name, mine in names.items()}
     head = f"{variant.head}."
-    wanted, kept = _wanted(network, variant, found)
+    wanted, kept = _required_names(network, variant, found)
     matched = match(
         {name: network[name] for name in wanted}, found, lambda name, _: name.startswith(head)
     )
@@ -173,7 +173,7 @@ def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
     return found
 
 
-def _wanted(
+def _required_names(
     network: Iterable[str], variant: Variant, found: Iterable[str]
 ) -> tuple[list[str], list[str]]:
     """The tensors that a file must fill, and those that it may lack and that keep their start."""
@@ -212,7 +212,7 @@ def fitting_models(file: WeightFile) -> list[str]:
         shapes = tensor_shapes(variant)
         names = find_names(variant, file.tensors)[2]
         found = {mine: tuple(file.tensors[name].shape) for name, mine in names.items()}
-        wanted, _ = _wanted(shapes, variant, found)
+        wanted, _ = _required_names(shapes, variant, found)
         wanted = [n for n in wanted if not is_counter(n) and not n.startswith(f"{variant.head}.")]
         if all(found.get(name) == shapes[name] for name in wanted):
             fitting.append(model)

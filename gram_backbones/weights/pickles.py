@@ -22,7 +22,7 @@ class WeightError(ValueError):
     """A weight file that is not read, or does not fit; nothing was changed."""
 
 
-def needs(names: str) -> WeightError:
+def refused_pickle(names: str) -> WeightError:
     """The refusal of a pickle that needs more than it is given."""
     return WeightError(
         f"it is a pickle that needs {names}; allowed are tensors and plain values "
@@ -138,7 +138,7 @@ def read_numpy_pickle(data: bytes, allow_pickle: bool) -> Any:
                 return allowed[module, name]
             if allow_pickle:
                 return super().find_class(module, name)
-            raise needs(f"{module}.{name}")
+            raise refused_pickle(f"{module}.{name}")
 
     return Unpickler(io.BytesIO(data), encoding="latin1").load()
 
