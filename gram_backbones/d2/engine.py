@@ -36,8 +36,8 @@ class GramTrainer(DefaultTrainer):
     """``DefaultTrainer`` with our checkpointer, repeatable runs, COCO evaluation and pictures.
 
     A run that is resumed ends like one that was not stopped (see `gram_backbones.d2.replay`), with
-    ``SEED`` of at least 0, ``TrainingSampler`` and no loader workers. Several processes train on
-    CPUs, too.
+    ``SEED`` of at least 0 and ``TrainingSampler``, with any number of loader workers. Several
+    processes train on CPUs, too.
     """
 
     def __init__(self, cfg: CfgNode):

@@ -22,14 +22,14 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetMapper,
     MapDataset,
-    build_batch_data_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.common import DatasetFromList
+from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
+from detectron2.data.common import AspectRatioGroupedDataset, DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 _MODEL, _AUGMENTATION = 0, 1  # first part of a seed's key: what it is for
 
@@ -145,8 +145,8 @@ def build_replayable_train_loader(
     ``mapper`` turns a data set's record into a training sample; Detectron2's ``DatasetMapper`` by
     default.
 
-    A resumed loader goes on with exactly the batches of one that was not stopped where
-    ``DATALOADER.NUM_WORKERS`` is 0; workers interleave the stream anew.
+    A resumed loader goes on with exactly the batches of one that was not stopped, whatever
+    ``DATALOADER.NUM_WORKERS`` is in either.
 
     Raises:
         ValueError: a sampler other than ``TrainingSampler``, or no fixed ``SEED``.
@@ -167,19 +167,24 @@ def build_replayable_train_loader(
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(item["width"] > item["height"]) for item in dicts]
     dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper or DatasetMapper(cfg, True))
+    batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     sampler = ResumedSampler(
-        TrainingSampler(len(dicts), seed=cfg.SEED),
-        cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
-        start_iter,
-        groups,
+        TrainingSampler(len(dicts), seed=cfg.SEED), batch_size, start_iter, groups
     )
-    return build_batch_data_loader(
-        SeededDataset(dataset, cfg.SEED),
-        sampler,
-        cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    # Detectron2's own loader makes an iterable data set, whose workers share out the stream: its
+    # order would depend on their number and on where it begins. Here the sampler stays in this
+    # process, and workers return samples in its order.
+    options = dict(
+        sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        worker_init_fn=worker_init_reset_seed,
         # A generator of its own: making an iterator would otherwise draw from the global one, once
         # in every process, and a resumed run would draw once more than one that was not stopped.
-        seed=cfg.SEED,
+        generator=torch.Generator().manual_seed(cfg.SEED),
     )
+    samples = SeededDataset(dataset, cfg.SEED)
+    if groups is None:
+        return DataLoader(
+            samples, batch_size, collate_fn=trivial_batch_collator, drop_last=True, **options
+        )
+    return AspectRatioGroupedDataset(DataLoader(samples, batch_size=None, **options), batch_size)
