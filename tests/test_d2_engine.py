@@ -188,6 +188,22 @@ def test_a_resumed_sampler_goes_on_with_the_same_batches(batches, batch_size):
     assert plain == list(enumerate(stream))[batches * batch_size :]
 
 
+@pytest.mark.parametrize("grouping", (True, False))
+@pytest.mark.parametrize("workers", (0, 2))
+def test_batches_do_not_depend_on_loader_workers(workers, grouping, cfg):
+    """One that starts in the middle with workers continues one that has none."""
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+
+    def take(count, start, workers):
+        cfg.DATALOADER.NUM_WORKERS = workers
+        batches = islice(build_replayable_train_loader(cfg, start), count)
+        return [[(s["image_id"], int(s["image"].sum())) for s in batch] for batch in batches]
+
+    whole = take(6, 0, 0)
+    assert take(6, 0, workers) == whole
+    assert take(3, 3, workers) == whole[3:]
+
+
 def test_augmentation_depends_on_the_position_and_leaves_the_model_s_randomness_alone():
     class Draws:
         def __len__(self):
