@@ -78,6 +78,9 @@ detectron2_resnet = substitute(
 
 
 _OURS = {"own": unchanged, "torchvision": unchanged}
-RESNET_NAMINGS = {**_OURS, "timm": unchanged, "detectron2": detectron2_resnet}
-REGNET_NAMINGS = {**_OURS, "timm": timm_regnet}
-MOBILENET_NAMINGS = {**_OURS, "timm": timm_mobilenet}
+# By kind of base network.
+NAMINGS = {
+    "resnet": {**_OURS, "timm": unchanged, "detectron2": detectron2_resnet},
+    "regnet": {**_OURS, "timm": timm_regnet},
+    "mobilenet_v2": {**_OURS, "timm": timm_mobilenet},
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
 from ..renaming import Rename
 from ..staged import Variant
 from .cifar_resnet import CifarResNet
-from .names import MOBILENET_NAMINGS, REGNET_NAMINGS, RESNET_NAMINGS
+from .names import NAMINGS
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ class Layout:
     """How a base network is cut into stem, stages and head, by the paths of its modules.
 
     Attributes:
-        stem, first_conv, before_pooling, head, classifier, namings: see
+        stem, first_conv, before_pooling, head, classifier: see
             :class:`gram_backbones.staged.Variant`.
         stem_stride: total stride of the stem.
         stages: in order.
+        kind: of base network, a key of :data:`gram_backbones.dgnet.names.NAMINGS`.
     """
 
     stem: tuple[str, ...]
@@ -60,7 +61,7 @@ class Layout:
     before_pooling: tuple[str, ...] = ()
     head: str = "fc"
     classifier: str = "fc"
-    namings: Mapping[str, Rename] = field(default_factory=lambda: RESNET_NAMINGS, hash=False)
+    kind: str = "resnet"
 
 
 RESNET = Layout(
@@ -80,7 +81,7 @@ REGNET = Layout(
         StageSlice(f"res{i + 1}", f"trunk_output.block{i}", 2 ** (i + 1)) for i in (1, 2, 3, 4)
     ),
     first_conv="stem.0",
-    namings=REGNET_NAMINGS,
+    kind="regnet",
 )
 # The 16-channel stage counts to the stem; 64 and 96 channels are one feature, so are 160 and 320.
 MOBILENET_V2 = Layout(
@@ -99,7 +100,7 @@ MOBILENET_V2 = Layout(
     before_pooling=("features.18",),
     head="classifier",
     classifier="classifier.1",
-    namings=MOBILENET_NAMINGS,
+    kind="mobilenet_v2",
 )
 
 
@@ -156,7 +157,7 @@ class DGNetVariant(Variant):
 
     @property
     def namings(self) -> Mapping[str, Rename]:
-        return self.layout.namings
+        return NAMINGS[self.layout.kind]
 
     def part_of(self, name: str) -> str:
         """The stem, stage or graph that a tensor belongs to."""
