@@ -35,7 +35,7 @@ def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) 
         model: in evaluation mode, for instance a detector, a network or a rewired network.
         log: takes a level of :mod:`logging` and the line.
 
-    Example:
+    Examples:
         >>> from gram_backbones import DGNet
         >>> model = DGNet("dgnet_r18").eval()
         >>> report_gates(model, lambda level, line: print(line.split(" of ")[0]))

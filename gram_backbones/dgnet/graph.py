@@ -65,7 +65,7 @@ class DynamicGraph(nn.Module):
     Raises:
         ValueError: an unknown ``edges`` or ``gate``.
 
-    Example:
+    Examples:
         >>> from torchvision.models.resnet import BasicBlock
         >>> blocks = nn.ModuleList(BasicBlock(16, 16) for _ in range(3))
         >>> DynamicGraph(3, 16)(torch.randn(2, 16, 8, 8), blocks).shape
@@ -395,7 +395,7 @@ def record_connectivity(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         For every :class:`DynamicGraph`, by its name in ``model``, a list with one tensor
         ``(B, n + 2, n + 2)`` per forward pass; row j holds the weights into node j.
 
-    Example:
+    Examples:
         >>> from gram_backbones import DGNet
         >>> model = DGNet("dgnet_r18").eval()
         >>> with record_connectivity(model) as matrices:

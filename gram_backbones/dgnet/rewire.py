@@ -46,7 +46,7 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
     """A copy of a network with some of its stages as complete dynamic graphs.
 
     Blocks of torchvision's types run as in DG-Net. Blocks of other types run as they are, fed with
-    the weighted sum; register them with ``residual_blocks.block_parts`` to make the input node
+    the weighted sum; register them with ``dgnet.blocks.block_parts`` to make the input node
     reuse their shortcut's projection.
 
     Args:
@@ -60,7 +60,7 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
             does not run through or that repeats a block, or blocks that do not map tensors
             ``(B, C, H, W)`` of any size to tensors of one shape.
 
-    Example:
+    Examples:
         >>> from torchvision.models import resnet18
         >>> network = rewire(resnet18(), ["layer3", "layer4"], torch.zeros(1, 3, 64, 64))
         >>> network(torch.randn(2, 3, 64, 64)).shape

@@ -28,7 +28,7 @@ def weighted_sum(
         ``(B, C, H, W)`` in the features' dtype; the one feature itself where nothing is to be
         computed, so do not write into the result.
 
-    Example:
+    Examples:
         >>> weighted_sum([torch.ones(1, 8, 4, 4)] * 2, torch.tensor([[0.25, 0.5]]))[0, 0, 0, 0]
         tensor(0.7500)
     """
@@ -44,7 +44,7 @@ def weighted_sum(
 def stage_sizes(valid_sizes: ValidSizes, stride: int) -> ValidSizes:
     """Sizes in pixels as sizes in the feature maps of a stride, rounded up.
 
-    Example:
+    Examples:
         >>> stage_sizes([(65, 96)], 32)
         [(3, 3)]
     """
