@@ -207,6 +207,22 @@ def test_the_gate_s_derivatives_are_those_of_the_spec():
 
 
 @pytest.mark.parametrize("gate", GATES)
+def test_tau_learns_slowly_where_edges_close_in_training(gate):
+    """Open and closed edges alike have the gradient of ψ, with a tenth of it for τ."""
+    alpha = torch.rand(5, 4, dtype=torch.double, requires_grad=True)
+    tau = torch.full((4,), 0.5, dtype=torch.double, requires_grad=True)
+    weights = DynamicGraph(3, C, gate=gate).weigh(alpha, tau)
+    got = torch.autograd.grad(weights.sum(), (alpha, tau))
+    s = torch.sigmoid(alpha - tau)
+    rate = 0.1 if gate == "straight_through" else 1.0
+    torch.testing.assert_close(got[0], s + alpha * s * (1 - s))
+    torch.testing.assert_close(got[1], -rate * (alpha * s * (1 - s)).sum(0))
+    letter = torch.where(alpha >= tau, alpha, 0)
+    wanted = letter if gate == "straight_through" else alpha * s
+    torch.testing.assert_close(weights, wanted)
+
+
+@pytest.mark.parametrize("gate", GATES)
 def test_gradients_are_those_of_equations_8_to_10(gate):
     """dL/dweight(i, j) is <gradient at node j's input, x_i>; the chain rule does the rest."""
     graph, blocks, x = stage(n=3, batch=2, gate=gate)

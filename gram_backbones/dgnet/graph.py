@@ -30,6 +30,9 @@ from .sums import ValidSizes, mean_over_valid, weighted_sum
 from .wiring import EDGES, wired_edges
 
 GATES = ("straight_through", "soft", "paper")
+# τ learns at a tenth of the learning rate [choice]. Every edge into a node that should weigh less
+# also raises the node's τ, which then passes the α's of edges that the network needs.
+THRESHOLD_RATE = 0.1
 
 
 class DynamicGraph(nn.Module):
@@ -49,9 +52,10 @@ class DynamicGraph(nn.Module):
         side_bias: initial bias for all other edges. At -3 the stage starts near the base
             network [choice]; the paper starts all edges alike.
         gate: how α becomes an edge's weight. ``"straight_through"``: α where α ≥ τ, else 0, in
-            training and inference alike (equation (5)), with the gradient of ψ(α) = α · σ(α − τ)
-            [choice]. ``"soft"``: ψ(α) in both; no edge closes. ``"paper"``: ψ(α) in training and
-            equation (5) in inference, which do not agree: see docs/dgnet.md.
+            training and inference alike (equation (5)), with the gradient of ψ(α) = α · σ(α − τ),
+            a tenth of it for τ [choice]. ``"soft"``: ψ(α) in both; no edge closes.
+            ``"paper"``: ψ(α) in training and equation (5) in inference, which do not agree: see
+            docs/dgnet.md.
         block_shortcut: blocks keep their internal shortcuts; False leaves them to the edges, a
             reading of section 3.1 [choice].
         wiring_seed: seed of the random wirings.
@@ -211,12 +215,12 @@ class DynamicGraph(nn.Module):
 
     def weigh(self, alpha: Tensor, threshold: Tensor) -> Tensor:
         """Weights of edges with router outputs α ``(B, k)`` and their nodes' τ ``(k,)``."""
-        psi = alpha * torch.sigmoid(alpha - threshold)
-        if self.gate == "soft":
-            return psi
-        if self.gate == "paper" and (self.training or self.gates_as_in_training):
-            return psi
+        as_trained = self.training or self.gates_as_in_training
+        if self.gate == "soft" or (self.gate == "paper" and as_trained):
+            return alpha * torch.sigmoid(alpha - threshold)
         letter = torch.where(alpha >= threshold, alpha, 0).detach()  # equation (5)
+        slow = THRESHOLD_RATE * threshold + (1 - THRESHOLD_RATE) * threshold.detach()
+        psi = alpha * torch.sigmoid(alpha - slow)
         # The difference is 0, so closed edges are exactly 0; its gradient is that of ψ.
         return letter + (psi - psi.detach())
 
