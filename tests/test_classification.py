@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("timm", reason="timm is not installed")
 
-from gram_backbones import AOGNet, create_model, registry
+from gram_backbones import AOGNet, create_model
 from gram_backbones.aognet import AOGNetVariant
 from gram_backbones.classification import engine
 from gram_backbones.classification.building import (
@@ -54,10 +54,7 @@ SHAPES = ("bar", "box", "disc", "ring")
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch):
     """A network of CIFAR's kind that learns in seconds, as ``aognet_tiny``."""
-    registry.list_models()  # registers the families
-    monkeypatch.setitem(
-        registry._BUILDERS, "aognet_tiny", lambda _, **kwargs: AOGNet(TINY, **kwargs)
-    )
+    monkeypatch.setitem(AOGNet.VARIANTS, "aognet_tiny", TINY)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small convolutions: more threads only wait for each other
     yield
