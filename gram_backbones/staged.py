@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -47,6 +48,10 @@ class Variant:
     def build(self, **options: Any) -> StagedBackbone:
         """The network of this row; ``options`` are those of the family's class."""
         return self.network(self, **options)
+
+    def takes(self, option: str) -> bool:
+        """Whether the family's class has an argument of this name."""
+        return option in signature(self.network).parameters
 
     def part_of(self, name: str) -> str:
         """The stem, stage or other part that a tensor belongs to."""

@@ -309,7 +309,7 @@ def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tens
 def _create(cls: type, name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0
-        if cls is TimmAOGNet:  # the core's default for feature maps
+        if cls.VARIANTS[name].takes("dropout"):  # the core's default for feature maps
             kwargs.setdefault("dropout", 0.0)
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     model = build_model_with_cfg(

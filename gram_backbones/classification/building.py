@@ -13,7 +13,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from ..registry import build_model
+from ..registry import build_model, find_variant
 from ..weights.fit import load_weights
 from .recipes import Recipe
 
@@ -92,8 +92,8 @@ def build_classifier(
     kwargs = dict(model_kwargs or {})
     if settled := sorted(kwargs.keys() & set(_FROM_DATA)):
         raise ValueError(f"model_kwargs has {settled[0]!r}, which follows from the data")
-    is_aognet = name.startswith("aognet")
-    if is_aognet:
+    takes_dropout = find_variant(name).takes("dropout")
+    if takes_dropout:
         kwargs = {"dropout": recipe.dropout, **kwargs}
     try:
         model = build_model(name, num_classes=num_classes, **kwargs)
@@ -102,7 +102,7 @@ def build_classifier(
             raise
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name} does not take {dict(model_kwargs)}: {reason}") from error
-    if not is_aognet:
+    if not takes_dropout:
         layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         if recipe.dropout and not layers:
             raise ValueError(f"dropout is {recipe.dropout}; {name} has no such layer, allowed is 0")
