@@ -203,3 +203,55 @@ def test_mmdetection_s_evaluations_begin_with_it(monkeypatch, caplog, stage):
         runner.call_hook(name)
     evaluate(runner.model.eval(), [x, x])
     assert len([r for r in caplog.records if r.message.startswith("DG-Net: ")]) == 1
+
+
+class Detector(nn.Module):
+    """What a framework makes of features: something that is no tensor, of ragged sizes."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x):
+        out = self.backbone(x)
+        return [{"scores": out[0, : int(torch.randint(1, 5, ()))]}, "instances"]
+
+
+def test_a_rewired_backbone_in_a_detector_is_reported():
+    x = torch.randn(2, 3, 64, 64)
+    model = Detector(rewire(resnet18(), ["layer3", "layer4"], x)).eval()
+    lines = Lines()
+    report_gates(model, lines)
+    evaluate(model, [x, x])
+    assert len(lines) == 1 and lines[0][0] == logging.INFO
+
+
+def test_features_that_are_not_finite_get_a_warning():
+    model, images = small_network()
+    lines = Lines()
+    report_gates(model, lines)
+    evaluate(model, [images[0] * float("nan")])
+    assert [level for level, _ in lines] == [logging.WARNING]
+
+
+def test_a_waiting_report_lets_shapes_be_computed_without_memory():
+    model, images = small_network()
+    lines = Lines()
+    report_gates(model.to("meta"), lines)
+    with torch.no_grad():
+        model(images[0].to("meta"))
+    assert not lines
+
+
+def test_a_hook_on_the_network_runs_once():
+    model, images = small_network()
+    lines, calls = Lines(), []
+
+    def scale(_, args):
+        calls.append(1)
+        return (args[0] / 2,)
+
+    model.register_forward_pre_hook(scale)
+    report_gates(model, lines)
+    evaluate(model, images[:1])
+    assert len(calls) == 1 and numbers(lines[0][1])[2] == 0

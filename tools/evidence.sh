@@ -40,7 +40,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 python=${VENV:-$root/.venv}/bin/python
 names=$(awk 'NF { print $1 }' <<<"$table")
 for row in ${ROWS:-}; do
-    if ! grep -qx -- "$row" <<<"$names"; then
+    if ! grep -qxF -- "$row" <<<"$names"; then
         echo "evidence.sh: there is no row $row; allowed are" $names >&2
         exit 2
     fi

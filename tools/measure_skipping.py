@@ -4,7 +4,8 @@
 tools/measure_skipping.py work_dirs/evidence/dynamic-seed0/last.pth CIFAR/val
 
 Prints, for each stage, the thresholds τ and for each edge the share of images in which it is open
-with its mean weight; then the multiply-adds of convolutions that eager inference counted per image.
+with its mean weight over all images; then what eager inference saved of the convolutions'
+multiply-adds per image.
 """
 
 import argparse
@@ -87,6 +88,8 @@ if __name__ == "__main__":
     parser.add_argument("images", type=Path, help="folder with one folder of images per class")
     parser.add_argument("--count", type=int, default=1000, help="images (default: 1000)")
     args = parser.parse_args()
+    if args.count < 1:
+        parser.error(f"--count is {args.count}; allowed are 1 and more")
     try:
         measure(args.checkpoint, args.images, args.count)
     except (OSError, ValueError) as error:

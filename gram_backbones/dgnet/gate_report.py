@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .connectivity import summarise
+<<<<<<< HEAD:gram_backbones/dgnet/gate_report.py
+from .connectivity import dynamic_stages, summarise
 from .graph import dynamic_graphs, record_connectivity, training_gate
 from .network import DGNet, DGStage
+from .rewire import DynamicStage
 from .skipping import is_traced
 
 logger = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) 
     with the edges weighed as in training: the norm of the difference over their norm, the largest
     of all features. It is a warning above 5 %, and where over 90 % of the blocks are closed.
     Nothing happens to models without dynamic edges, nor while a model is traced or compiled. The
-    batch is computed three times, later ones once.
+    first batch is computed three times, which also shows where FLOPs are counted.
 
     Args:
         model: in evaluation mode, for instance a detector, a network or a rewired network.
@@ -42,8 +45,8 @@ def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) 
         >>> features = model(torch.randn(1, 3, 64, 64))
         DG-Net: 0.0 %
     """
-    roots = [m for m in model.modules() if isinstance(m, (DGNet, DGStage))] or [model]
-    roots = [r for r in roots if any(g.edges == "dynamic" for g in dynamic_graphs(r).values())]
+    roots = [m for m in model.modules() if isinstance(m, (DGNet, DGStage, DynamicStage))]
+    roots = [root for root in roots if dynamic_stages(root)]
     if roots:
         _Report(roots, log)
 
@@ -66,14 +69,17 @@ class _Report:
         maps = list(_tensors(output))
         if root.training or any(map(is_traced, maps)) or not any(map(torch.numel, maps)):
             return
+        if id(root) not in self.waiting:  # a replica
+            return
         for handle in root.__dict__.pop("_gate_report"):
             handle.remove()
+        # Not root(…): its hooks have run.
         with _only_own_records(root) as records:
-            root(*args, **kwargs)
+            found = root.forward(*args, **kwargs)
         with _only_own_records(root), training_gate(root):
-            wanted = root(*args, **kwargs)
-        self.records |= {f"{id(root)}.{name}": found for name, found in records.items()}
-        pairs = zip(maps, _tensors(wanted), strict=True)
+            wanted = root.forward(*args, **kwargs)
+        self.records |= {f"{id(root)}.{name}": records[name] for name in dynamic_stages(root)}
+        pairs = zip(_tensors(found), _tensors(wanted), strict=True)
         self.distance = max([self.distance, *(_distance(a, b) for a, b in pairs if a.numel())])
         self.waiting.discard(id(root))
         if not self.waiting and any(len(m) for ms in self.records.values() for m in ms):
@@ -135,4 +141,5 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
-    return ((a - b).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)).item()
+    distance = ((a - b).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)).item()
+    return distance if math.isfinite(distance) else math.inf  # max() would lose NaN

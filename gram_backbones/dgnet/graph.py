@@ -30,8 +30,9 @@ from .sums import ValidSizes, mean_over_valid, weighted_sum
 from .wiring import EDGES, wired_edges
 
 GATES = ("straight_through", "soft", "paper")
-# τ learns at a tenth of the learning rate [choice]. Every edge into a node that should weigh less
-# also raises the node's τ, which then passes the α's of edges that the network needs.
+# τ's gradient is a tenth of ψ's [choice]: with SGD, a tenth of the learning rate. Every edge into a
+# node that should weigh less also raises the node's τ, which then passes the α's of edges that the
+# network needs. Adam and its kin undo a scale of gradients; there τ moves at their own pace.
 THRESHOLD_RATE = 0.1
 
 

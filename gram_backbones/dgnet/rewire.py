@@ -135,13 +135,14 @@ def _check_maps(path: str, blocks: list[nn.Module], measured: list[object]) -> N
             for block in blocks:
                 x = block(torch.cat([x] * 4, 3) if x is measured[0] else x)
         as_maps = x.shape[1] == shapes[1][1] and x.shape[3] > shapes[1][3]
-    except Exception:  # whatever a block makes of channels that are not there
-        as_maps = False
+        cause = None
+    except Exception as error:  # whatever a block makes of channels that are not there
+        as_maps, cause = False, error
     if not as_maps:
         raise ValueError(
             f"the blocks of {path!r} do not map a wider {shapes[0]}: they seem to have channels "
             "last, as Swin does, or to take one size alone; a graph takes (B, C, H, W)"
-        )
+        ) from cause
 
 
 @contextmanager

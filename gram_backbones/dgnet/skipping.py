@@ -23,27 +23,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# Layers that compute otherwise in training mode.
+_MODES = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
+
 def can_skip(x: Tensor, blocks: Iterable[nn.Module]) -> bool:
     """Whether edges may be looked at: without gradients, on a real tensor that nothing traces.
 
     Python's choice of edges would otherwise be baked into a trace, and fit one image only. Nor may
-    a block be in training mode, as where BN statistics are estimated anew: they are of all images.
+    a norm be in training mode, as where BN statistics are estimated anew: they are of all images.
     """
     if is_traced(x):
         return not _say_plain_once()
-    if torch.is_grad_enabled() or x.shape[0] == 0 or x.device.type == "meta":
+    if torch.is_grad_enabled() or x.shape[0] == 0:
         return False
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return not _say_plain_once()
-    return not any(module.training for block in blocks for module in block.modules())
+    modules = (module for block in blocks for module in block.modules())
+    return not any(module.training for module in modules if isinstance(module, _MODES))
 
 
 def is_traced(x: Tensor) -> bool:
     """Whether what happens to ``x`` is recorded, or transformed, to be run on other tensors.
 
-    Fake, symbolic and batched tensors count, and the modes that make_fx and export run under.
+    Tensors without values count (fake, symbolic, batched, on meta), the modes that make_fx and
+    export run under, and the capture of a CUDA graph.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta":
+        return True
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
     if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return True
