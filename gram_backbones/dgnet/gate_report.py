@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD:gram_backbones/dgnet/gate_report.py
 from .connectivity import dynamic_stages, summarise
 from .graph import dynamic_graphs, record_connectivity, training_gate
 from .network import DGNet, DGStage
