@@ -242,6 +242,9 @@ class _DynamicEdges:
         place = graph.thresholds if place is None else place
         self.dtype = torch.promote_types(place.dtype, torch.float32)
         self.device_type = place.device.type
+        self.features_dtype = place.dtype
+        if _is_autocast(self.device_type):
+            self.features_dtype = torch.get_autocast_dtype(self.device_type)
         self.rows: list[Tensor] = []  # row j is (B, j), the edges into node j
         self._columns: list[Tensor] = []  # column i is (B, n + 1 - i), the edges out of node i
         self._to_output: list[Tensor] = []  # α of the edges into the output node
@@ -278,7 +281,7 @@ class _DynamicEdges:
         alpha = torch.stack(self._to_output, 1)
         strongest = torch.arange(len(self._to_output), device=row.device) == alpha.argmax(1, True)
         closed = row.eq(0).all(1, keepdim=True)
-        tiny = torch.finfo(torch.float16).tiny  # α itself may underflow, in the features' dtype
+        tiny = torch.finfo(self.features_dtype).tiny  # α itself may underflow
         return torch.where(closed & strongest, alpha.clamp(min=tiny), row)
 
     def matrix(self, like: Tensor) -> Tensor:
@@ -359,9 +362,14 @@ def graph_for(
 
 def _full_precision(device_type: str):
     """Autocast off: pooling, router and gate compute in float32 at least."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return (
+        torch.autocast(device_type, enabled=False) if _is_autocast(device_type) else nullcontext()
+    )
+
+
+def _is_autocast(device_type: str) -> bool:
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
 
 
 def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:

@@ -47,11 +47,11 @@ def is_traced(x: Tensor) -> bool:
     Tensors without values count (fake, symbolic, batched, on meta), the modes that make_fx and
     export run under, and the capture of a CUDA graph.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta":
-        return True
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    if x.device.type == "meta" or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return True
     modes = _get_current_dispatch_mode_stack()
     return get_proxy_mode() is not None or any(mode.is_infra_mode() for mode in modes)
