@@ -12,9 +12,9 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.datasets import load_coco_json
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from gram_backbones.demo_dataset import make_demo_dataset
 
 import gram_backbones.d2 as gram
+from gram_backbones.d2.demo_dataset import make_demo_dataset
 
 from .conftest import check_ended_well
 from .test_d2_engine import run_tool
