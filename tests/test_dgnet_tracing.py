@@ -36,6 +36,11 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+TWO_KINDS = pytest.mark.parametrize(
+    "kind", ("basic", pytest.param("inverted", marks=pytest.mark.slow))
+)
+
+
 def check_follows_the_edges(run, model, images):
     """Fail unless ``run`` computes what ``model`` does, for images with edges of their own."""
     with torch.no_grad():
@@ -95,7 +100,7 @@ def run_onnx(path):
 
 
 @pytest.mark.parametrize("exporter", ("dynamo", "torchscript", "torchscript_grad"))
-@pytest.mark.parametrize("kind", ("basic", "inverted"))
+@TWO_KINDS
 def test_an_onnx_file_decides_its_edges_anew(kind, exporter, tmp_path):
     dynamo = exporter == "dynamo"
     pytest.importorskip("onnxscript" if dynamo else "onnx")
@@ -116,7 +121,7 @@ def test_make_fx_decides_the_edges_anew(pre_dispatch, grad):
 
 
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
-@pytest.mark.parametrize("kind", ("basic", "inverted"))
+@TWO_KINDS
 def test_a_compiled_network_is_one_graph(kind, backend):
     model, images = small_network(kind)
     torch._dynamo.reset()
@@ -372,14 +377,8 @@ def test_skipping_is_an_optimisation_only(grad):
         torch.testing.assert_close(a, b[:, 0], rtol=1e-6, atol=1e-6 * b.std().item())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "dgnet_r18" else pytest.mark.slow)
-        for name in list_models()
-        if name.startswith("dgnet_")
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models("dgnet_*"))
 def test_every_variant_traces_and_exports(name, tmp_path):
     size = 32 if "cifar" in name else 64
     model, images = small_network(name, size=size, num_classes=10)
