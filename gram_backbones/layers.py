@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -68,8 +68,8 @@ def freeze(module: nn.Module) -> None:
 
 def has_fixed_parts(module: nn.Module) -> bool:
     """Whether training leaves something as it is: frozen parameters, or statistics of norms."""
-    norms = (m for m in module.modules() if hasattr(m, "running_mean"))
-    fixed = any(not (isinstance(m, _BatchNorm) and m.training) for m in norms)
+    norms = (m for m in module.modules() if getattr(m, "running_mean", None) is not None)
+    fixed = any(not (isinstance(m, _NormBase) and m.training) for m in norms)
     return fixed or not all(p.requires_grad for p in module.parameters())
 
 

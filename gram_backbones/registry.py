@@ -24,11 +24,6 @@ def register_family(family: type[StagedBackbone]) -> type[StagedBackbone]:
     return family
 
 
-def unregister_family(family: type[StagedBackbone]) -> None:
-    """Undo :func:`register_family`."""
-    _FAMILIES.remove(family)
-
-
 def list_models(pattern: str = "*") -> list[str]:
     """Names of all models that match a shell pattern, sorted."""
     return sorted(name for f in _FAMILIES for name in f.VARIANTS if fnmatch(name, pattern))

@@ -66,8 +66,8 @@ class StagedBackbone(nn.Module):
     """Base of the families: a stem and up to four stages, called ``res2`` to ``res5``.
 
     A family's constructor calls :meth:`_plan_features` first, builds the stem and
-    :attr:`stage_names`, with ``num_classes`` the head, and ends with :meth:`freeze_stages`. It
-    implements :meth:`run_feature`, and where a stage is not one module of the stage's name
+    :attr:`stage_names`, with ``num_classes`` the head, and ends with :meth:`freeze_stages`. Where a
+    feature is not computed by one module of its name, the family overrides :meth:`run_feature`,
     :meth:`feature_modules`, :meth:`feature_path` and :meth:`remove_feature`.
 
     Attributes:
@@ -136,7 +136,7 @@ class StagedBackbone(nn.Module):
 
     def run_feature(self, name: str, x: Tensor, **options: Any) -> Tensor:
         """One feature from the one before, ``stem`` from the image; ``options`` of a family."""
-        raise NotImplementedError
+        return getattr(self, name)(x, **options)
 
     def feature_path(self, name: str) -> str:
         """Path of the module that returns a feature."""

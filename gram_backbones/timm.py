@@ -143,15 +143,15 @@ class TimmInterface:
         self, x: Tensor, take: Collection[int], depth: int
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The map after the first ``depth`` stages, and the features in ``take`` by index."""
-        maps = {}
         if self._stem_pools:  # feature 0 is in the middle of the stem
             *paths, pool = self.variant.stem_paths
             for path in paths:
                 x = self.get_submodule(path)(x)
-            maps, x = {0: x}, self.get_submodule(pool)(x)
+            maps = {0: x} if 0 in take else {}
+            x = self.get_submodule(pool)(x)
         else:
             x = self.run_feature("stem", x)
-            maps = {0: x}
+            maps = {0: x} if 0 in take else {}
         for index, name in enumerate(self.stage_names[:depth], 1):
             x = self.run_feature(name, x)
             if index in take:

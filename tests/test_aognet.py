@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from gram_backbones import AOGNet, create_model, list_models
 from gram_backbones.aognet import VARIANTS, AOGBlock, AOGNetVariant, AOGStage
 from gram_backbones.flops import count_conv_flops, count_parameters
 from gram_backbones.grammar import build_graph
+from gram_backbones.layers import has_fixed_parts
 
 # spec, "Variants": parameters with 1000 classes, convolution GFLOPs at 224²
 TABLE = {
@@ -440,3 +442,17 @@ def test_an_unknown_model_is_named():
     with pytest.raises(ValueError, match="aognet_5m.*aognet_4m"):
         create_model("aognet_5m")
     assert list_models("*12m") == ["aognet_12m"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "fixed"),
+    (
+        (nn.BatchNorm2d(4), False),
+        (nn.InstanceNorm2d(4), False),
+        (nn.BatchNorm2d(4).eval(), True),
+        (FrozenBatchNorm2d(4), True),
+        (nn.BatchNorm2d(4).requires_grad_(False), True),
+    ),
+)
+def test_fixed_parts_are_frozen_parameters_and_statistics(norm, fixed):
+    assert has_fixed_parts(nn.Sequential(nn.Conv2d(3, 4, 1), norm)) is fixed

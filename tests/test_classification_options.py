@@ -10,9 +10,9 @@ from torchvision import datasets
 
 pytest.importorskip("timm", reason="timm is not installed")
 
-from gram_backbones import record_connectivity
+from gram_backbones import create_model, record_connectivity
 from gram_backbones.classification.building import build_classifier
-from gram_backbones.classification.checkpoint import read_checkpoint
+from gram_backbones.classification.checkpoint import fill_classifier, read_checkpoint
 from gram_backbones.classification.data import evaluation_loader, open_datasets
 from gram_backbones.classification.engine import evaluate
 from gram_backbones.classification.recipes import RECIPES
@@ -185,3 +185,11 @@ def test_a_network_without_dynamic_edges_has_no_shares(few):
     model = build_classifier("dgnet_cifar_r20", 4, tiny_recipe(dropout=0), {"edges": "er"})
     found = evaluate(model, evaluation_loader(val, 12), CPU)
     assert set(found) == {"val_loss", "top1", "top5"}
+
+
+def test_a_state_without_a_counter_does_not_fit():
+    model = create_model("dgnet_cifar_r20", num_classes=3)
+    state = model.state_dict()
+    del state["bn1.num_batches_tracked"]
+    with pytest.raises(ValueError, match="file does not fit: 1 tensors .*bn1.num_batches_tracked"):
+        fill_classifier(model, state, "file")

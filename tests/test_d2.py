@@ -1,6 +1,7 @@
 """The Detectron2 adapter: names, configs, freezing, heads, errors."""
 
 import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -330,3 +331,10 @@ def test_the_core_needs_no_framework():
         "from gram_backbones import create_model; create_model('aognet_4m', features_only=True)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [n for n in gram.__all__ if n.startswith("build_")])
+def test_builders_are_found_by_their_names(name):
+    """LazyConfig writes a function as its module and name."""
+    builder = getattr(gram, name)
+    assert pickle.loads(pickle.dumps(builder)) is builder is BACKBONE_REGISTRY.get(name)

@@ -18,7 +18,6 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation import DatasetEvaluators
@@ -31,10 +30,7 @@ from gram_backbones.d2.datasets import check_datasets
 from gram_backbones.d2.demo_dataset import make_demo_dataset
 from gram_backbones.d2.pictures import save_pictures
 from gram_backbones.d2.replay import (
-    ResumedSampler,
-    SeededDataset,
     build_replayable_train_loader,
-    seeded,
 )
 
 from .conftest import DATASETS, check_ended_well, needs_coco
@@ -164,64 +160,6 @@ def test_runs_that_cannot_be_repeated_say_so(cfg, caplog):
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     gram.GramTrainer.build_train_loader(cfg)
     assert "RepeatFactorTrainingSampler" in caplog.text
-
-
-@pytest.mark.parametrize("batches", (0, 1, 5, 17))
-@pytest.mark.parametrize("batch_size", (1, 2, 3))
-def test_a_resumed_sampler_goes_on_with_the_same_batches(batches, batch_size):
-    sizes = [(4, 3), (3, 4), (4, 3), (5, 4), (3, 4), (4, 3), (2, 1)]
-    stream = np.random.default_rng(0).integers(len(sizes), size=400).tolist()
-    groups = [int(w > h) for w, h in sizes]
-
-    def grouped(sampler):
-        records = [
-            {"width": sizes[i][0], "height": sizes[i][1], "draw": (p, i)} for p, i in sampler
-        ]
-        batches = AspectRatioGroupedDataset(records, batch_size)
-        return [[record["draw"] for record in batch] for batch in islice(batches, 40)]
-
-    whole = grouped(ResumedSampler(stream, batch_size, 0, groups))
-    resumed = grouped(ResumedSampler(stream, batch_size, batches, groups))
-    assert resumed[: 40 - batches] == whole[batches:]
-
-    plain = list(ResumedSampler(stream, batch_size, batches, None))
-    assert plain == list(enumerate(stream))[batches * batch_size :]
-
-
-@pytest.mark.parametrize("grouping", (True, False))
-@pytest.mark.parametrize("workers", (0, 2))
-def test_batches_do_not_depend_on_loader_workers(workers, grouping, cfg):
-    """One that starts in the middle with workers continues one that has none."""
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
-
-    def take(count, start, workers):
-        cfg.DATALOADER.NUM_WORKERS = workers
-        batches = islice(build_replayable_train_loader(cfg, start), count)
-        return [[(s["image_id"], int(s["image"].sum())) for s in batch] for batch in batches]
-
-    whole = take(6, 0, 0)
-    assert take(6, 0, workers) == whole
-    assert take(3, 3, workers) == whole[3:]
-
-
-def test_augmentation_depends_on_the_position_and_leaves_the_model_s_randomness_alone():
-    class Draws:
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            return np.random.rand(), torch.rand(1).item(), __import__("random").random()
-
-    dataset = SeededDataset(Draws(), 0)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    first, other = dataset[(7, 0)], dataset[(8, 0)]
-    assert torch.equal(before, torch.get_rng_state())
-    np.random.rand()
-    assert dataset[(7, 0)] == first
-    assert all(a != b for a, b in zip(first, other))
-    with seeded(1, 2), seeded(1, 3):
-        pass
 
 
 def test_weights_of_a_bare_backbone_fill_it(cfg, tmp_path):

@@ -416,3 +416,11 @@ def test_unknown_blocks_cannot_lose_their_shortcut():
     example = torch.zeros(1, 3, 16, 16)
     with pytest.raises(ValueError, match="OwnBlock"):
         rewire(OwnNetwork(), ("first",), example, block_shortcut=False)
+
+
+@pytest.mark.parametrize("kind", (DGNet, DGStage))
+def test_only_routers_start_near_the_base(kind):
+    with pytest.raises(ValueError, match="'static'; only 'dynamic' has routers"):
+        kind("dgnet_r18", edges="static", start_as_base=True)
+    network = kind("dgnet_r18", start_as_base=True)
+    assert all(graph.routers[0].bias[0] == 7 for graph in network.graphs.values())

@@ -1,10 +1,13 @@
 """A family of one's own in 40 lines, through everything that takes ours."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
 from gram_backbones import create_model, list_models, load_weights, registry
@@ -13,6 +16,8 @@ from gram_backbones.preprocessing import IMAGENET_RGB
 from gram_backbones.renaming import substitute, unchanged
 from gram_backbones.staged import FEATURES, StagedBackbone, Variant
 from gram_backbones.weights import WeightError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,14 @@ class Toy(StagedBackbone):
             self.fc = nn.Linear(before, num_classes)
         self.freeze_stages(frozen_stages)
 
-    def run_feature(self, name: str, x: Tensor) -> Tensor:
-        return getattr(self, name)(x)
-
 
 ToyVariant.network = Toy
 
 
 @pytest.fixture(autouse=True)
-def _registered():
+def _registered(monkeypatch):
+    monkeypatch.setattr(registry, "_FAMILIES", registry._FAMILIES.copy())
     registry.register_family(Toy)
-    yield
-    registry.unregister_family(Toy)
 
 
 def test_it_is_a_model_by_name():
@@ -131,8 +132,9 @@ def test_mmdetection_takes_it():
     assert [f.shape[1] for f in backbone.train()(torch.randn(1, 3, 64, 64))] == [24, 32]
 
 
-def test_timm_takes_it():
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+def register_with_timm_and_run():
+    import timm
+
     import gram_backbones.timm as adapter
 
     class TimmToy(adapter.TimmInterface, Toy):
@@ -143,3 +145,11 @@ def test_timm_takes_it():
     model = timm.create_model("toy", features_only=True, out_indices=(1, 4))
     assert [f.shape[1] for f in model(torch.randn(1, 3, 64, 64))] == [8, 32]
     assert timm.create_model("toy", num_classes=5)(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_timm_takes_it():
+    """In a process of its own: timm does not forget a model."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    code = "from tests.test_new_family import register_with_timm_and_run as run; run()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

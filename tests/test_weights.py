@@ -294,3 +294,11 @@ def test_create_model_with_weights(tmp_path):
     assert torch.equal(network.res5.blocks[0].norm.bias, source.res5.blocks[0].norm.bias)
     with pytest.raises(WeightError, match="of dgnet_r50, not of aognet_4m"):
         create_model("aognet_4m", weights="dgnet_r50.tv_in1k")
+
+
+def test_a_record_with_lists_is_filled_too():
+    """It has no hash, by which shapes of other records are remembered."""
+    record = AOGNetVariant([2, 2], [1, 1], [8, 16, 32], pruning=[None, None], lateral=False)
+    source = AOGNet(record, num_classes=3)
+    found = load_weights(AOGNet(record, num_classes=3), source.state_dict())
+    assert len(found.values) == found.wanted

@@ -305,9 +305,6 @@ class AOGStage(nn.Module):
         variant: name or record.
         index: which stage of the variant, from 0; None is the last.
         norm, dropout, learn_scales, with_cp: as in :class:`AOGNet`.
-
-    Attributes:
-        place: what stands before its tensors' names in the whole network.
     """
 
     def __init__(
@@ -327,7 +324,6 @@ class AOGStage(nn.Module):
         if not 0 <= index < len(variant.words):
             raise ValueError(f"stage index is {index}; allowed are 0 to {len(variant.words) - 1}")
         self.variant, self.index = variant, index
-        self.place = f"{FEATURES[index + 1]}."
         graph = variant.graph(index)
         widths = _block_widths(variant, index)
         self.in_channels, self.out_channels = widths[0], widths[-1]
@@ -345,6 +341,11 @@ class AOGStage(nn.Module):
             for before, after in zip(widths, widths[1:])
         )
         _init_weights(self, zero_init_last)
+
+    @property
+    def place(self) -> str:
+        """What stands before its tensors' names in the whole network."""
+        return f"{FEATURES[self.index + 1]}."
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to ``(B, C_out, H // 2, W // 2)``, sizes kept in stage 0."""
@@ -444,10 +445,6 @@ class AOGNet(StagedBackbone):
             nn.init.normal_(self.fc.weight, std=0.01)
             nn.init.zeros_(self.fc.bias)
         self.freeze_stages(frozen_stages)
-
-    def run_feature(self, name: str, x: Tensor) -> Tensor:
-        """One feature from the one before, ``stem`` from the image."""
-        return getattr(self, name)(x)
 
 
 AOGNetVariant.network = AOGNet

@@ -87,9 +87,8 @@ def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str |
         ValueError: tensors are missing, left over or of another shape; the message names some.
     """
     own = model.state_dict()
-    problems = match(own, state).problems
-    left = [name for name in state if name not in own]
-    if differing := [*problems["missing"], *problems["of another shape"], *left]:
+    unpaired = [name for name in {**own, **state} if name not in own or name not in state]
+    if differing := [*unpaired, *match(own, state).problems["of another shape"]]:
         raise ValueError(
             f"{source} does not fit: {len(differing)} tensors are missing, left over or of another "
             f"shape, such as {shorten(differing, 4)}"

@@ -23,8 +23,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "gram_backbones.classification.robustness needs Foolbox, which does not import here "
-        f"({error}): "
-        "pip install foolbox"
+        f"({error}): pip install foolbox"
     ) from error
 
 from ..preprocessing import Preprocessing

@@ -54,12 +54,11 @@ def get_config_file(name: str) -> str:
     Raises:
         ValueError: there is no such config.
     """
-    folder = config_dirs(["d2"])[0]
-    path = folder / f"{name.removesuffix('.yaml')}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise ValueError(f"there is no config named {name!r}; allowed are {known}")
-    return str(path)
+    known = {path.stem: path for folder in config_dirs(["d2"]) for path in folder.glob("*.yaml")}
+    name = name.removesuffix(".yaml")
+    if name not in known:
+        raise ValueError(f"there is no config named {name!r}; allowed are {sorted(known)}")
+    return str(known[name])
 
 
 def get_config(name: str) -> CfgNode:

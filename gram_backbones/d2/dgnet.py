@@ -7,6 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 
 from ..dgnet import DGNet, DGNetVariant, DGStage
+from ..dgnet.variants import GRAPH_OPTIONS
 from .interface import D2Interface, check_preprocessing, register_builders
 from .norm import norm_factory
 
@@ -24,15 +25,8 @@ class DGNetBackbone(D2Interface, DGNet, Backbone):
 def variant_from_config(cfg: CfgNode) -> DGNetVariant:
     """The variant that ``MODEL.DGNET`` names, with the edges that it describes."""
     node = cfg.MODEL.DGNET
-    return DGNet.find_variant(
-        node.VARIANT,
-        edges=node.EDGES,
-        router_bias=node.ROUTER_BIAS,
-        side_bias=node.SIDE_BIAS,
-        gate=node.GATE,
-        block_shortcut=node.BLOCK_SHORTCUT,
-        wiring_seed=node.WIRING_SEED,
-    )
+    options = {name: node[name.upper()] for name in GRAPH_OPTIONS}
+    return DGNet.find_variant(node.VARIANT, **options)
 
 
 def _build_last_stage(cfg: CfgNode) -> DGStage:
@@ -41,7 +35,7 @@ def _build_last_stage(cfg: CfgNode) -> DGStage:
         variant_from_config(cfg),
         norm=norm_factory(node.NORM),
         with_cp=node.WITH_CP,
-        start_as_base=node.START_AS_BASE,
+        start_as_base=node.START_AS_BASE and node.EDGES == "dynamic",
     )
 
 
@@ -55,7 +49,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
         out_features=node.OUT_FEATURES,
         norm=node.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        start_as_base=node.START_AS_BASE,
+        start_as_base=node.START_AS_BASE and node.EDGES == "dynamic",
         with_cp=node.WITH_CP,
     )
 

@@ -98,6 +98,7 @@ def register_builders(
         (retinanet_fpn, f"build_retinanet_{family}_fpn_backbone"),
     ):
         builder.__name__ = builder.__qualname__ = name
+        builder.__module__ = build.__module__  # where its caller keeps it
         BACKBONE_REGISTRY.register(builder)
     return build, fpn, retinanet_fpn
 

@@ -149,7 +149,8 @@ def build_replayable_train_loader(
     ``DATALOADER.NUM_WORKERS`` is in either.
 
     Raises:
-        ValueError: a sampler other than ``TrainingSampler``, or no fixed ``SEED``.
+        ValueError: a sampler other than ``TrainingSampler``, no fixed ``SEED``, or a batch that
+            processes cannot share equally.
     """
     if not is_replayable(cfg):
         raise ValueError(
@@ -167,7 +168,12 @@ def build_replayable_train_loader(
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(item["width"] > item["height"]) for item in dicts]
     dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper or DatasetMapper(cfg, True))
-    batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+    if rest or batch_size < 1:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; allowed are multiples of "
+            f"{comm.get_world_size()}, the number of processes"
+        )
     sampler = ResumedSampler(
         TrainingSampler(len(dicts), seed=cfg.SEED), batch_size, start_iter, groups
     )

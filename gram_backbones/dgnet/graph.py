@@ -362,9 +362,9 @@ def graph_for(
 
 def _full_precision(device_type: str):
     """Autocast off: pooling, router and gate compute in float32 at least."""
-    return (
-        torch.autocast(device_type, enabled=False) if _is_autocast(device_type) else nullcontext()
-    )
+    if _is_autocast(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _is_autocast(device_type: str) -> bool:

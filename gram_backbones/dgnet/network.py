@@ -48,13 +48,8 @@ class _DynamicStages(nn.Module):
                 after,
                 stride,
                 norm=norm,
-                edges=variant.edges,
-                router_bias=variant.router_bias,
-                side_bias=variant.side_bias,
-                gate=variant.gate,
-                block_shortcut=variant.block_shortcut,
-                wiring_seed=variant.wiring_seed,
                 with_cp=with_cp,
+                **variant.graph_options,
             )
 
     def run_stage(self, key: str, x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
@@ -130,12 +125,13 @@ class DGNet(StagedBackbone, _DynamicStages):
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
         with_cp: recompute the activations inside each block in the backward pass to save memory.
         start_as_base: start near the base network, for its pretrained weights; see
-            :meth:`start_as_base`. It has no effect on edges without routers.
+            :meth:`start_as_base`.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``side_bias``,
             ``gate``, ``block_shortcut``, ``wiring_seed``.
 
     Raises:
-        ValueError: an unknown variant or feature, or a ``frozen_stages`` out of range.
+        ValueError: an unknown variant or feature, a ``frozen_stages`` out of range, or
+            ``start_as_base`` with edges that have no routers.
     """
 
     VARIANTS = VARIANTS
@@ -168,7 +164,7 @@ class DGNet(StagedBackbone, _DynamicStages):
             _place(self, path, network.get_submodule(path))
         if num_classes:
             _place(self, layout.head, _resized(network.get_submodule(layout.head), num_classes))
-        if start_as_base and variant.edges == "dynamic":
+        if start_as_base:
             self.start_as_base()
         self.freeze_stages(frozen_stages)
 
@@ -252,7 +248,7 @@ class DGStage(_DynamicStages):
         self.out_channels = channels[feature]
         indices = [i for i, s in enumerate(variant.layout.stages) if s.feature == feature]
         self._add_stages(variant, network, indices, norm, with_cp)
-        if start_as_base and variant.edges == "dynamic":
+        if start_as_base:
             self.start_as_base()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -64,7 +64,10 @@ _SAID: set[bool] = set()
 def _say_plain_once() -> bool:
     if not _SAID:
         _SAID.add(True)
-        logger.info("DG-Net is being traced: every edge is computed, closed ones with weight 0")
+        logger.info(
+            "DG-Net is traced, or has no values to look at: every edge is computed, closed ones "
+            "with weight 0"
+        )
     return True
 
 

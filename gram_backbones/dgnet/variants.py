@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -110,6 +111,10 @@ def _regnet(norm_layer: Callable[[int], nn.Module], **parameters: Any) -> RegNet
     return RegNet(params, norm_layer=norm_layer)
 
 
+# Fields of a variant that every stage's graph takes.
+GRAPH_OPTIONS = ("edges", "router_bias", "side_bias", "gate", "block_shortcut", "wiring_seed")
+
+
 @dataclass(frozen=True)
 class DGNetVariant(Variant):
     """One row of the table of variants.
@@ -134,30 +139,22 @@ class DGNetVariant(Variant):
 
     added = ("graphs.",)  # routers, thresholds, projections
 
-    @property
-    def stem_paths(self) -> tuple[str, ...]:
-        """See :class:`gram_backbones.staged.Variant`, as for all that the layout says."""
-        return self.layout.stem
-
-    @property
-    def first_conv(self) -> str:
-        return self.layout.first_conv
-
-    @property
-    def before_pooling(self) -> tuple[str, ...]:
-        return self.layout.before_pooling
-
-    @property
-    def head(self) -> str:
-        return self.layout.head
-
-    @property
-    def classifier(self) -> str:
-        return self.layout.classifier
+    # What the layout says, see Variant.
+    stem_paths = property(attrgetter("layout.stem"))
+    first_conv = property(attrgetter("layout.first_conv"))
+    before_pooling = property(attrgetter("layout.before_pooling"))
+    head = property(attrgetter("layout.head"))
+    classifier = property(attrgetter("layout.classifier"))
 
     @property
     def namings(self) -> Mapping[str, Rename]:
+        """See :class:`gram_backbones.staged.Variant`."""
         return NAMINGS[self.layout.kind]
+
+    @property
+    def graph_options(self) -> dict[str, Any]:
+        """Arguments of every stage's :class:`gram_backbones.dgnet.graph.DynamicGraph`."""
+        return {name: getattr(self, name) for name in GRAPH_OPTIONS}
 
     def part_of(self, name: str) -> str:
         """The stem, stage or graph that a tensor belongs to."""

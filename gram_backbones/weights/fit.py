@@ -251,7 +251,7 @@ def load_weights(
             module is left as it was.
     """
     if isinstance(source, Mapping):
-        file = WeightFile("the given tensors", source)
+        file = WeightFile("the given state dict", source)
     else:
         file = source if isinstance(source, WeightFile) else read_weight_file(source)
     if prefix:

@@ -27,11 +27,20 @@ PREFIXES = (
 HEAD_PREFIXES = ("roi_heads.res5.", "roi_head.shared_head.")
 
 
-@lru_cache(maxsize=64)
 def tensor_shapes(variant: Variant) -> Mapping[str, tuple[int, ...]]:
     """Names and shapes of all tensors of a variant's classifier for 1000 classes."""
+    try:
+        return _remembered_shapes(variant)
+    except TypeError:  # a record with lists in it cannot be remembered
+        return _shapes(variant)
+
+
+def _shapes(variant: Variant) -> Mapping[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {n: tuple(v.shape) for n, v in variant.build(num_classes=1000).state_dict().items()}
+
+
+_remembered_shapes = lru_cache(maxsize=64)(_shapes)
 
 
 def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[str, str]]:
