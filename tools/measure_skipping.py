@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from gram_backbones import record_connectivity
 from gram_backbones.classification.building import build_classifier
 from gram_backbones.classification.checkpoint import read_checkpoint
-from gram_backbones.classification.data import build_transform
+from gram_backbones.classification.data import build_transform, open_folder
 from gram_backbones.classification.recipes import find_recipe
 from gram_backbones.dgnet.connectivity import dynamic_stages, summarise
 from gram_backbones.dgnet.graph import DynamicGraph, training_gate
@@ -59,7 +58,8 @@ def measure(checkpoint: Path, images: Path, count: int) -> None:
     stages = dynamic_stages(model)
     if not stages:
         raise ValueError(f"{checkpoint} has no dynamic edges: {config['model']}, {kwargs}")
-    data = ImageFolder(images, build_transform(recipe, model.variant.preprocessing, training=False))
+    centre = build_transform(recipe, model.variant.preprocessing, training=False)
+    data = open_folder(images, centre)
     chosen = random.Random(0).sample(range(len(data)), min(count, len(data)))
     with training_gate(model):  # nothing is left out
         whole = count_conv_flops(model, recipe.image_size)
