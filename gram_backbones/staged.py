@@ -171,9 +171,12 @@ class StagedBackbone(nn.Module):
             x = self.get_submodule(path)(x)
         return x
 
-    def forward(self, x: Tensor, **options: Any) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
+    def forward(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
         """Feature maps by name or by index as ``out_features`` says, pooled features or logits."""
-        features = self.forward_features(x, **options)
+        return self.give(self.forward_features(x))
+
+    def give(self, features: dict[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
+        """What the forward pass returns of the features."""
         if self.num_classes is None:
             return tuple(features.values()) if self.by_index else features
         pooled = self.finish(features[self.stage_names[-1]]).mean((2, 3))

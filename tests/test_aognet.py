@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 from gram_backbones import AOGNet, create_model, list_models
@@ -456,3 +457,15 @@ def test_an_unknown_model_is_named():
 )
 def test_fixed_parts_are_frozen_parameters_and_statistics(norm, fixed):
     assert has_fixed_parts(nn.Sequential(nn.Conv2d(3, 4, 1), norm)) is fixed
+
+
+@pytest.mark.parametrize("options", ({"num_classes": 3}, {"features_only": True}))
+def test_a_symbolic_trace_computes_the_same(options):
+    """What torchvision's feature extractor and fx's quantisation start with."""
+    model = create_model("aognet_4m", **options).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        got, wanted = torch.fx.symbolic_trace(model)(x), model(x)
+        inner = create_feature_extractor(model, ["res3"])(x)["res3"]
+        assert inner.shape == (2, 120, 8, 8)
+    torch.testing.assert_close(got, wanted)

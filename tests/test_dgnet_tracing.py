@@ -129,6 +129,13 @@ def test_a_compiled_network_is_one_graph(kind, backend):
     check_follows_the_edges(compiled, model, images)
 
 
+def test_a_compiled_classifier_is_one_graph():
+    model, images = small_network(num_classes=5)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    check_follows_the_edges(compiled, model, images)
+
+
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
 def test_a_compiled_network_trains_as_one_graph(backend):
     model, images = small_network()

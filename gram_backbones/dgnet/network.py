@@ -213,7 +213,7 @@ class DGNet(StagedBackbone, _DynamicStages):
         if isinstance(valid_sizes, torch.fx.Proxy):
             # Symbolic tracing makes an input of every argument; it takes images alone.
             valid_sizes = None
-        return super().forward(x, valid_sizes=valid_sizes)
+        return self.give(self.forward_features(x, valid_sizes=valid_sizes))
 
 
 DGNetVariant.network = DGNet

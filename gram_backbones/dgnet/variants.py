@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -139,12 +138,12 @@ class DGNetVariant(Variant):
 
     added = ("graphs.",)  # routers, thresholds, projections
 
-    # What the layout says, see Variant.
-    stem_paths = property(attrgetter("layout.stem"))
-    first_conv = property(attrgetter("layout.first_conv"))
-    before_pooling = property(attrgetter("layout.before_pooling"))
-    head = property(attrgetter("layout.head"))
-    classifier = property(attrgetter("layout.classifier"))
+    # What the layout says, see Variant. Dynamo traces lambdas, but no attrgetter.
+    stem_paths = property(lambda self: self.layout.stem)
+    first_conv = property(lambda self: self.layout.first_conv)
+    before_pooling = property(lambda self: self.layout.before_pooling)
+    head = property(lambda self: self.layout.head)
+    classifier = property(lambda self: self.layout.classifier)
 
     @property
     def namings(self) -> Mapping[str, Rename]:
