@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import check_ended_well
+from tests.conftest import check_ended_well
 
 # One process is enough for gloo to start its threads, and for DDP to refer to the group.
 TRAIN = """

@@ -4,8 +4,7 @@ import sys
 import pytest
 
 from gram_backbones.grammar import PRUNINGS, NodeType, build_graph
-
-from .conftest import load_reference
+from tests.conftest import load_reference
 
 UNSEEN = (3, 5, 6, 8)
 

@@ -10,7 +10,7 @@ for arg in "$@"; do
         --all) select=() ;;
         --upstream)
             export VENV=${VENV:-.venv-upstream} MMDET=upstream
-            args+=(tests/test_mmdet*.py tests/test_detector_weights.py)
+            args+=(tests/mmdet tests/weights/test_detector.py)
             ;;
         *) args+=("$arg") ;;
     esac

@@ -23,10 +23,9 @@ from gram_backbones import create_model
 from gram_backbones.aognet.names import authors
 from gram_backbones.dgnet.names import detectron2_resnet
 from gram_backbones.weights.convert import convert_weights
-
-from .test_d2 import small_config
-from .test_weight_files import DAMAGES, damage, server  # noqa: F401 (server is a fixture)
-from .test_weights import TINY, second_names, settled
+from tests.d2.test_backbones import small_config
+from tests.weights.test_files import DAMAGES, damage, server  # noqa: F401 (server is a fixture)
+from tests.weights.test_loading import TINY, second_names, settled
 
 # Our model, the network that the file is of, its modules that give res2 to res5, and its file's
 # names.

@@ -33,9 +33,8 @@ from gram_backbones.weights.files import (
     write_weight_file,
 )
 from gram_backbones.weights.fit import fitting_models
-
-from .fuzz_weights import fuzz
-from .test_weights import TINY, settled
+from tests.weights.fuzz import fuzz
+from tests.weights.test_loading import TINY, settled
 
 # Refused, and nothing changed
 

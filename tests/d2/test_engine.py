@@ -32,11 +32,10 @@ from gram_backbones.d2.pictures import save_pictures
 from gram_backbones.d2.replay import (
     build_replayable_train_loader,
 )
+from tests.conftest import DATASETS, check_ended_well, needs_coco
+from tests.d2.test_backbones import small_config
 
-from .conftest import DATASETS, check_ended_well, needs_coco
-from .test_d2 import small_config
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEMO = "d2_configs/demo_mask_rcnn_aognet4m_fpn.yaml"
 
 

@@ -15,8 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gram_backbones import DGNet, list_models
 from gram_backbones.dgnet.rewire import rewire
 from gram_backbones.flops import count_conv_flops
-
-from .open_edges import (
+from tests.dgnet.open_edges import (
     GRADIENTS,
     SMALL,
     check_close,

@@ -22,7 +22,7 @@ from gram_backbones.classification.robustness import (
 )
 from gram_backbones.preprocessing import IMAGENET_RGB, Preprocessing
 
-TOOL = Path(__file__).resolve().parents[1] / "tools/eval_robustness.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools/eval_robustness.py"
 RGB = Preprocessing((120.0, 60.0, 90.0), (50.0, 40.0, 30.0), "RGB")
 BGR = Preprocessing((90.0, 60.0, 120.0), (30.0, 40.0, 50.0), "BGR")
 

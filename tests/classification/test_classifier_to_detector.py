@@ -14,13 +14,12 @@ pytest.importorskip("mmdet", reason="MMDetection is not installed")
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.d2.demo_dataset import make_demo_dataset
+from tests.classification.test_training import make_folder
+from tests.conftest import check_ended_well
+from tests.d2.test_engine import DEMO, SMALL
+from tests.mmdet.test_runs import SMALL_MASK_RCNN, write_config
 
-from .conftest import check_ended_well
-from .test_classification import make_folder
-from .test_d2_engine import DEMO, SMALL
-from .test_mmdet_runs import SMALL_MASK_RCNN, write_config
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*command, **env):

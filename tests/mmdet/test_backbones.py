@@ -26,7 +26,7 @@ from gram_backbones import AOGNet, DGNet, list_models, record_connectivity
 from gram_backbones.aognet import VARIANTS, AOGNetVariant
 from gram_backbones.mmdet.runs import check_data, set_data_root
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "mmdet_configs"
 TINY = AOGNetVariant((2, 4, 4, 2), (1, 1, 2, 1), (8, 16, 24, 32, 48))
 FIXED_BN = dict(type="BN", requires_grad=False)

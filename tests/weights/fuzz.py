@@ -1,4 +1,4 @@
-"""Mutated weight files: ``python -m tests.fuzz_weights COUNT`` tries that many.
+"""Mutated weight files: ``python -m tests.weights.fuzz COUNT`` tries that many.
 
 Whatever a file holds, reading it ends in success or in the project's own error.
 """

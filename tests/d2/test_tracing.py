@@ -13,9 +13,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.analysis import flop_count_operators
 
 from gram_backbones import record_connectivity
-
-from . import test_d2, test_d2_dgnet
-from .open_edges import check_close, coloured_images, open_edges, settle, spread
+from tests.d2 import test_backbones, test_dgnet
+from tests.dgnet.open_edges import check_close, coloured_images, open_edges, settle, spread
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace.*` is deprecated:FutureWarning"
@@ -29,7 +28,7 @@ SIZE = (64, 96)
 def detector(name):
     """A small detector in eval mode that finds something in noise, and four images for it."""
     aognet = name == AOGNET
-    small_config = test_d2.small_config if aognet else test_d2_dgnet.small_config
+    small_config = test_backbones.small_config if aognet else test_dgnet.small_config
     changes = {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
         "TEST.DETECTIONS_PER_IMAGE": 10,

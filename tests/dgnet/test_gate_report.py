@@ -14,8 +14,7 @@ from gram_backbones import DGNet, record_connectivity
 from gram_backbones.dgnet import DGStage
 from gram_backbones.dgnet.gate_report import report_gates
 from gram_backbones.dgnet.rewire import rewire
-
-from .open_edges import SMALL, check_close, settle, small_network
+from tests.dgnet.open_edges import SMALL, check_close, settle, small_network
 
 
 class Lines(list):

@@ -17,10 +17,9 @@ import gram_backbones.d2 as gram
 from gram_backbones import record_connectivity
 from gram_backbones.dgnet import VARIANTS, DGStage
 from gram_backbones.dgnet.rewire import rewire
-
-from .conftest import DATASETS, check_ended_well, needs_coco
-from .test_d2 import _event_storage, sample  # noqa: F401 (the fixture applies here too)
-from .test_d2_engine import run_tool
+from tests.conftest import DATASETS, check_ended_well, needs_coco
+from tests.d2.test_backbones import _event_storage, sample  # noqa: F401 (the fixture applies here too)
+from tests.d2.test_engine import run_tool
 
 
 def small_config(name, **changes):

@@ -6,8 +6,7 @@ from torch import nn
 from torchvision import models
 
 from gram_backbones.dgnet.rewire import rewire
-
-from .open_edges import check_close, settle
+from tests.dgnet.open_edges import check_close, settle
 
 NO_MAPS = r"(NHWC|channels|feature maps|\(B, C, H, W\))"
 

@@ -14,9 +14,8 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
 import gram_backbones.d2 as gram
-
-from .conftest import DATASETS, needs_coco
-from .test_d2 import LEAVES
+from tests.conftest import DATASETS, needs_coco
+from tests.d2.test_backbones import LEAVES
 
 # One per family and head; the others run with tools/test.sh --all.
 QUICK = (

@@ -8,10 +8,9 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.d2.demo_dataset import make_demo_dataset
-
-from .conftest import check_ended_well
-from .test_d2_engine import DEMO, run_tool
-from .test_d2_engine import SMALL as SMALL_DEMO
+from tests.conftest import check_ended_well
+from tests.d2.test_engine import DEMO, run_tool
+from tests.d2.test_engine import SMALL as SMALL_DEMO
 
 CONFIGS = {
     "aognet": ("faster_rcnn_aognet12m_fpn_1x", "MODEL.AOGNET.CHANNELS [8,16,24,32,48]"),

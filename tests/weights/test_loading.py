@@ -30,10 +30,9 @@ from gram_backbones.weights.files import (
 )
 from gram_backbones.weights.names import find_names
 from gram_backbones.weights.records import WEIGHTS
+from tests.conftest import check_ended_well
 
-from .conftest import check_ended_well
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = AOGNetVariant((2, 4, 4, 2), (1, 1, 2, 1), (8, 16, 24, 32, 48))
 
 

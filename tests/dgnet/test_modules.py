@@ -15,9 +15,8 @@ from gram_backbones import DGNet, record_connectivity
 from gram_backbones.dgnet.blocks import BlockParts, block_parts
 from gram_backbones.dgnet.graph import DynamicGraph, training_gate
 from gram_backbones.dgnet.rewire import rewire
-
-from .open_edges import GRADIENTS, SMALL, check_close, settle, small_network
-from .test_dynamic_graph import BLOCKS, C, basic_blocks, spread
+from tests.dgnet.open_edges import GRADIENTS, SMALL, check_close, settle, small_network
+from tests.dgnet.test_graph import BLOCKS, C, basic_blocks, spread
 
 MODES = pytest.mark.parametrize("mode", ("no_grad", "inference_mode", "eval", "train"))
 

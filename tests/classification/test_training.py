@@ -34,10 +34,9 @@ from gram_backbones.classification.recipes import RECIPES, find_recipe
 from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
 from gram_backbones.weights.files import write_weight_file
 from gram_backbones.weights.fit import load_weights
+from tests.conftest import check_ended_well
 
-from .conftest import check_ended_well
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools/train_classifier.py"
 CPU = Processes(0, 1, torch.device("cpu"))
 TINY = AOGNetVariant(

@@ -16,8 +16,7 @@ from gram_backbones.d2.replay import (
     build_replayable_train_loader,
     seeded,
 )
-
-from .test_d2_engine import cfg, demo  # noqa: F401
+from tests.d2.test_engine import cfg, demo  # noqa: F401
 
 # ruff: noqa: F811 (fixtures are arguments)
 

@@ -18,8 +18,7 @@ from gram_backbones.aognet import AOGStage
 from gram_backbones.mmdet.runs import GramRunner
 from gram_backbones.weights.detector import fit_detector
 from gram_backbones.weights.files import WeightError, WeightFile
-
-from .test_weights import TINY, settled
+from tests.weights.test_loading import TINY, settled
 
 
 class Detector(nn.Module):

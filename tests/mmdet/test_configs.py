@@ -19,10 +19,9 @@ from mmengine.registry import init_default_scope
 import gram_backbones.mmdet as gram
 from gram_backbones.aognet import VARIANTS as AOG_VARIANTS
 from gram_backbones.dgnet import VARIANTS as DG_VARIANTS
+from tests.conftest import DATASETS, needs_coco
 
-from .conftest import DATASETS, needs_coco
-
-FOLDER = Path(__file__).resolve().parents[1] / "mmdet_configs"
+FOLDER = Path(__file__).resolve().parents[2] / "mmdet_configs"
 LEAVES = sorted(
     str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.py") if path.parent.name != "_base_"
 )

@@ -15,9 +15,8 @@ from detectron2.utils.events import EventStorage
 
 import gram_backbones.d2 as gram
 from gram_backbones.d2.demo_dataset import make_demo_dataset
-
-from .conftest import check_ended_well
-from .test_d2_engine import run_tool
+from tests.conftest import check_ended_well
+from tests.d2.test_engine import run_tool
 
 SHORT = (
     "SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 240 SOLVER.STEPS (180,220) SOLVER.BASE_LR 0.02 "

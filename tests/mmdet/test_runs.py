@@ -20,10 +20,9 @@ import mmdet
 from mmengine.config import Config
 
 from gram_backbones.d2.demo_dataset import CLASSES, make_demo_dataset
+from tests.conftest import DATASETS, check_ended_well, needs_coco
 
-from .conftest import DATASETS, check_ended_well, needs_coco
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ATSS = ROOT / "mmdet_configs/atss/atss_dgnet-r50_fpn_1x_coco.py"
 
 

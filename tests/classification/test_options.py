@@ -18,8 +18,7 @@ from gram_backbones.classification.engine import evaluate
 from gram_backbones.classification.recipes import RECIPES
 from gram_backbones.dgnet.connectivity import summarise
 from gram_backbones.preprocessing import CIFAR_RGB
-
-from .test_classification import (  # noqa: F401 (the fixture applies here too)
+from tests.classification.test_training import (  # noqa: F401 (the fixture applies here too)
     CPU,
     TOOL,
     call,
