@@ -7,7 +7,9 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -106,3 +108,19 @@ def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in kept:
             buffer.data.copy_(value)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether what happens to ``x`` is recorded, or transformed, to be run on other tensors.
+
+    Tensors without values count (fake, symbolic, batched, on meta), the modes that make_fx and
+    export run under, and the capture of a CUDA graph.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    if x.device.type == "meta" or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return True
+    modes = _get_current_dispatch_mode_stack()
+    return get_proxy_mode() is not None or any(mode.is_infra_mode() for mode in modes)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from .fused import fast_format, forget_fused, format_of, run
 from .layers import freeze
 from .preprocessing import Preprocessing
 from .renaming import Rename
@@ -142,7 +143,8 @@ class StagedBackbone(nn.Module):
 
     def run_feature(self, name: str, x: Tensor, **options: Any) -> Tensor:
         """One feature from the one before, ``stem`` from the image; ``options`` of a family."""
-        return getattr(self, name)(x, **options)
+        module = getattr(self, name)
+        return module(x, **options) if options else run(module, x)
 
     def feature_path(self, name: str) -> str:
         """Path of the module that returns a feature."""
@@ -164,11 +166,12 @@ class StagedBackbone(nn.Module):
             options: of the family.
         """
         wanted = self.out_features if self.num_classes is None else self.stage_names[-1:]
+        image, x = x, fast_format(x)
         features = {}
         for name in ("stem", *self.stage_names):
             x = self.run_feature(name, x, **options)
             if name in wanted:
-                features[name] = x
+                features[name] = format_of(image, x)
         return features
 
     def finish(self, x: Tensor) -> Tensor:
@@ -209,6 +212,7 @@ class StagedBackbone(nn.Module):
     def train(self, mode: bool = True) -> StagedBackbone:
         """Set the mode; frozen stages stay in eval mode."""
         super().train(mode)
+        forget_fused(self)  # weights that were written to behind autograd's back count again
         for module in self._frozen_modules():
             module.eval()
         return self

@@ -34,6 +34,7 @@ except ImportError as error:
 
 from .aognet import AOGNet
 from .dgnet import DGNet
+from .fused import run_all
 from .preprocessing import CIFAR_RGB
 from .staged import Variant, remove_module
 from .weights.files import WeightFile
@@ -145,8 +146,7 @@ class TimmInterface:
         """The map after the first ``depth`` stages, and the features in ``take`` by index."""
         if self._stem_pools:  # feature 0 is in the middle of the stem
             *paths, pool = self.variant.stem_paths
-            for path in paths:
-                x = self.get_submodule(path)(x)
+            x = run_all(map(self.get_submodule, paths), x)
             maps = {0: x} if 0 in take else {}
             x = self.get_submodule(pool)(x)
         else:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from ..fused import run
 from ..grammar import AndOrGraph, NodeType, Step, Term, build_graph
 from ..layers import Norm, init_scale, recompute, resolve_norm
 from ..preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
@@ -175,10 +176,10 @@ class NodeOperation(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map two inputs ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``."""
-        x = self.conv3(self.conv2(self.conv1(x)))
+        x = run(self.conv3, run(self.conv2, run(self.conv1, x)))
         if self.dropout and self.training:
             x = F.dropout2d(x, self.dropout)
-        skip = skip if self.shortcut is None else self.shortcut(skip)
+        skip = skip if self.shortcut is None else run(self.shortcut, skip)
         return F.relu(x + skip, inplace=True)
 
 
@@ -355,7 +356,7 @@ class AOGStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to ``(B, C_out, H // 2, W // 2)``, sizes kept in stage 0."""
         if self.transition is not None:
-            x = self.transition(x)
+            x = run(self.transition, x)
         for block in self.blocks:
             x = recompute(block, x) if self.with_cp and self.training else block(x)
         return x

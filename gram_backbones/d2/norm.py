@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from detectron2.layers import get_norm
+from detectron2.layers import FrozenBatchNorm2d, get_norm
 from torch import nn
 
+from ..fused import FROZEN_NORMS
 from ..layers import group_norm
+
+FROZEN_NORMS.add(FrozenBatchNorm2d)
 
 
 def norm_factory(name: str) -> Callable[[int], nn.Module]:

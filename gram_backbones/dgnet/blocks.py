@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, singledispatch
+from functools import cache, partial, singledispatch
 
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ..fused import conv_norm, run
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def _opaque(block: nn.Module) -> BlockParts:
 @block_parts.register
 def _(block: BasicBlock) -> BlockParts:
     def branch(x: Tensor) -> Tensor:
-        x = block.relu(block.bn1(block.conv1(x)))
-        return block.bn2(block.conv2(x))
+        x = block.relu(conv_norm(block.conv1, block.bn1, x))
+        return conv_norm(block.conv2, block.bn2, x)
 
     return BlockParts(branch, projection=block.downsample, activation=block.relu)
 
@@ -58,21 +60,21 @@ def _(block: BasicBlock) -> BlockParts:
 @block_parts.register
 def _(block: Bottleneck) -> BlockParts:
     def branch(x: Tensor) -> Tensor:
-        x = block.relu(block.bn1(block.conv1(x)))
-        x = block.relu(block.bn2(block.conv2(x)))
-        return block.bn3(block.conv3(x))
+        x = block.relu(conv_norm(block.conv1, block.bn1, x))
+        x = block.relu(conv_norm(block.conv2, block.bn2, x))
+        return conv_norm(block.conv3, block.bn3, x)
 
     return BlockParts(branch, projection=block.downsample, activation=block.relu)
 
 
 @block_parts.register
 def _(block: ResBottleneckBlock) -> BlockParts:
-    return BlockParts(block.f, projection=block.proj, activation=block.activation)
+    return BlockParts(partial(run, block.f), projection=block.proj, activation=block.activation)
 
 
 @block_parts.register
 def _(block: InvertedResidual) -> BlockParts:
-    return BlockParts(block.conv, adds_shortcut=block.use_res_connect)
+    return BlockParts(partial(run, block.conv), adds_shortcut=block.use_res_connect)
 
 
 # How blocks of a class are taken apart, as of the last graph built over such blocks: Dynamo cannot
@@ -135,9 +137,11 @@ class _AcceptsShortcut:
     original_class: type[nn.Module]
 
     def forward(self, x: Tensor, *, shortcut: Tensor | None | str = "own") -> Tensor:
+        parts = parts_of(self)
         if isinstance(shortcut, str):
-            return super().forward(x)
-        return _join(parts_of(self), x, shortcut)
+            own = x if parts.projection is None else run(parts.projection, x)
+            shortcut = own if parts.adds_shortcut else None
+        return _join(parts, x, shortcut)
 
     def __reduce__(self):
         # Pickle would look for a class made at run time by its name.

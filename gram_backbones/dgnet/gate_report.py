@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers import is_traced
 from .connectivity import dynamic_stages, summarise
 from .graph import dynamic_graphs, record_connectivity, training_gate
 from .network import DGNet, DGStage
 from .rewire import DynamicStage
-from .skipping import is_traced
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..fused import run
 from ..layers import Norm, recompute, resolve_norm
 from .blocks import accept_shortcut, call_with_shortcut, parts_of, require_known_parts
 from .skipping import can_skip, run_open_edges
@@ -209,10 +210,10 @@ class DynamicGraph(nn.Module):
     def _input_node(self, x: Tensor, first: nn.Module) -> Tensor:
         """x_0: the stage input in the stage's shape [choice]."""
         if self.projection is not None:
-            return self.projection(x)
+            return run(self.projection, x)
         projection = parts_of(first).projection
         # Where only node 1 reads the input, its block projects by itself.
-        return x if projection is None or not self.feeds_others else projection(x)
+        return x if projection is None or not self.feeds_others else run(projection, x)
 
     def weigh(self, alpha: Tensor, threshold: Tensor) -> Tensor:
         """Weights of edges with router outputs α ``(B, k)`` and their nodes' τ ``(k,)``."""

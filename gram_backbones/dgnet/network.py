@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..fused import run_all
 from ..layers import Norm, resolve_norm
 from ..staged import StagedBackbone, remove_module
 from .blocks import block_parts
@@ -194,8 +195,7 @@ class DGNet(StagedBackbone, _DynamicStages):
     def run_feature(self, name: str, x: Tensor, valid_sizes: ValidSizes | None = None) -> Tensor:
         """One feature from the one before; ``valid_sizes`` as in :meth:`forward`."""
         if name == "stem":
-            for path in self.layout.stem:
-                x = self.get_submodule(path)(x)
+            x = run_all(map(self.get_submodule, self.layout.stem), x)
         for key in self._stage_keys(name):
             x = self.run_stage(key, x, valid_sizes)
         return x

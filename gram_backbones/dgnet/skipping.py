@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from ..layers import is_traced
 from .sums import weighted_sum
 
 if TYPE_CHECKING:
@@ -39,22 +38,6 @@ def can_skip(x: Tensor, blocks: Iterable[nn.Module]) -> bool:
         return False
     modules = (module for block in blocks for module in block.modules())
     return not any(module.training for module in modules if isinstance(module, _MODES))
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether what happens to ``x`` is recorded, or transformed, to be run on other tensors.
-
-    Tensors without values count (fake, symbolic, batched, on meta), the modes that make_fx and
-    export run under, and the capture of a CUDA graph.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
-    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return True
-    if x.device.type == "meta" or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return True
-    modes = _get_current_dispatch_mode_stack()
-    return get_proxy_mode() is not None or any(mode.is_infra_mode() for mode in modes)
 
 
 _SAID: set[bool] = set()
