@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _globals
-from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d
 
 from .layers import is_traced
 
@@ -33,10 +33,10 @@ def run(layers: nn.Module, x: Tensor) -> Tensor:
     """``layers(x)``; inside ``nn.Sequential`` a convolution and a fixed norm are one.
 
     Args:
-        layers: any module; other containers than torch's and torchvision's run as they are.
+        layers: any module; one with a ``forward`` of its own runs as it is.
         x: its input.
     """
-    if type(layers) not in (nn.Sequential, Conv2dNormActivation) or _has_hooks(layers):
+    if type(layers).forward is not nn.Sequential.forward or _has_hooks(layers):
         return layers(x)
     return run_all(layers, x)
 

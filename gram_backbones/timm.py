@@ -34,7 +34,7 @@ except ImportError as error:
 
 from .aognet import AOGNet
 from .dgnet import DGNet
-from .fused import run_all
+from .fused import fast_format, format_of, run_all
 from .preprocessing import CIFAR_RGB
 from .staged import Variant, remove_module
 from .weights.files import WeightFile
@@ -144,6 +144,7 @@ class TimmInterface:
         self, x: Tensor, take: Collection[int], depth: int
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The map after the first ``depth`` stages, and the features in ``take`` by index."""
+        image, x = x, fast_format(x)
         if self._stem_pools:  # feature 0 is in the middle of the stem
             *paths, pool = self.variant.stem_paths
             x = run_all(map(self.get_submodule, paths), x)
@@ -156,7 +157,7 @@ class TimmInterface:
             x = self.run_feature(name, x)
             if index in take:
                 maps[index] = x
-        return x, maps
+        return format_of(image, x), {index: format_of(image, m) for index, m in maps.items()}
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The final map ``(B, num_features, H / S, W / S)``, S the stride of the last stage."""
