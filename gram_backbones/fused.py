@@ -8,8 +8,8 @@ modules with hooks. Names and tensors stay those of the modules.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,6 +29,11 @@ _CACHE: WeakKeyDictionary[nn.Module, tuple[list[tuple[Tensor, int]], Tensor, Ten
 _CACHE = WeakKeyDictionary()
 
 
+def relu(x: Tensor) -> Tensor:
+    """``max(x, 0)``, in place."""
+    return F.relu(x, inplace=True)
+
+
 def run(layers: nn.Module, x: Tensor) -> Tensor:
     """``layers(x)``; inside ``nn.Sequential`` a convolution and a fixed norm are one.
 
@@ -36,21 +41,186 @@ def run(layers: nn.Module, x: Tensor) -> Tensor:
         layers: any module; one with a ``forward`` of its own runs as it is.
         x: its input.
     """
-    if type(layers).forward is not nn.Sequential.forward or _has_hooks(layers):
-        return layers(x)
-    return run_all(layers, x)
+    return run_all((layers,), x)
 
 
-def run_all(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Modules one after the other; a convolution and a fixed norm after it are one."""
-    layers = deque(layers)
+def run_all(
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    *,
+    add: Tensor | None = None,
+    activation: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """``activation(layers(x) + add)``, with a convolution and what follows it in one operator.
+
+    Args:
+        layers: modules, one after the other.
+        x: input of the first.
+        add: of the shape of the last one's output.
+        activation: may work in place.
+    """
+    layers = list(_flat(layers))
     while layers:
-        layer = layers.popleft()
-        if layers and type(layer) is nn.Conv2d:
-            x = conv_norm(layer, layers.popleft(), x)
+        layer = layers.pop(0)
+        if type(layer) is FusedConv:
+            while layers and type(layers[0]) is nn.Identity:
+                layers.pop(0)
+            if layers:
+                followed = _is_relu(layers[0])
+                x = layer(x, relu=followed)
+                if followed:
+                    layers.pop(0)
+            else:
+                followed = _is_relu(activation)
+                x, add = layer(x, add, relu=followed), None
+                activation = None if followed else activation
+        elif layers and type(layer) is nn.Conv2d:
+            x = conv_norm(layer, layers.pop(0), x)
         else:
-            x = run(layer, x)
-    return x
+            x = layer(x)
+    if add is not None:
+        x = x + add
+    return x if activation is None else activation(x)
+
+
+def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Modules with those inside ``nn.Sequential`` in its place."""
+    for layer in layers:
+        if type(layer).forward is nn.Sequential.forward and not _has_hooks(layer):
+            yield from _flat(layer)
+        else:
+            yield layer
+
+
+def _is_relu(function: Callable[[Tensor], Tensor] | None) -> bool:
+    return function is relu or (type(function) is nn.ReLU and not _has_hooks(function))
+
+
+class FusedConv(nn.Module):
+    """A convolution with its norm folded in, for inference: ``ReLU(conv(x) + add)``.
+
+    One operator where the device has one: oneDNN's on CPUs, with weights packed at the first call,
+    cuDNN's on CUDA. Elsewhere, and in traces, it is a convolution, a sum and a ReLU.
+
+    Args:
+        conv: with zero padding.
+        norm: a fixed norm or None.
+
+    Raises:
+        ValueError: a norm that uses statistics of the batch, or another padding.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None):
+        super().__init__()
+        with torch.no_grad():
+            if conv.padding_mode != "zeros" or not (norm is None or _is_fixed(norm)):
+                raise ValueError(f"{norm} after {conv} cannot be folded into its weights")
+            weight, bias = (conv.weight, conv.bias) if norm is None else _fuse(conv, norm)
+        weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.options = [conv.stride, conv.padding, conv.dilation, conv.groups]
+        self.kept: tuple[int, Tensor] | None = None  # the weight's version, and it packed
+
+    def forward(self, x: Tensor, add: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """Map ``(B, C_in, H_in, W_in)`` to ``(B, C, H, W)``, the shape of ``add``."""
+        if not is_traced(x) and not isinstance(self.options[1], str):
+            if x.device.type == "cpu" and x.dtype == self.weight.dtype in _CHANNELS_LAST:
+                if torch.backends.mkldnn.is_available() and not torch.is_grad_enabled():
+                    return self._on_cpu(x, add, relu)
+            elif x.is_cuda and relu and torch.backends.cudnn.is_acceptable(x):
+                return self._on_cuda(x, add)
+        out = F.conv2d(x, self.weight, self.bias, *self.options)
+        out = out if add is None else out + add
+        return F.relu(out, inplace=True) if relu else out
+
+    def _on_cpu(self, x: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+        stride, padding, dilation, groups = self.options
+        after = "relu" if relu else "none"
+        if self.kept is None or self.kept[0] is not self.weight:
+            # Any size serves: the layout hardly depends on it, and all sizes are computed right.
+            self.kept = (
+                self.weight,
+                torch._C._nn.mkldnn_reorder_conv2d_weight(
+                    self.weight.contiguous().to_mkldnn(), padding, stride, dilation, groups, x.shape
+                ),
+            )
+        arguments = (self.kept[1], self.bias, padding, stride, dilation, groups)
+        if add is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, *arguments, after, [], "")
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x, add, *arguments, "add", 1.0, "relu" if relu else None, [], None
+        )
+
+    def _on_cuda(self, x: Tensor, add: Tensor | None) -> Tensor:
+        stride, padding, dilation, groups = self.options
+        if add is None:
+            return torch.cudnn_convolution_relu(
+                x, self.weight, self.bias, stride, padding, dilation, groups
+            )
+        return torch.cudnn_convolution_add_relu(
+            x, self.weight, add, 1.0, self.bias, stride, padding, dilation, groups
+        )
+
+    def train(self, mode: bool = True) -> FusedConv:
+        """Eval mode only.
+
+        Raises:
+            ValueError: ``mode`` is True.
+        """
+        if mode:
+            raise ValueError("a deployed network only infers; train the one it was made from")
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        raise ValueError("a deployed network takes no weights; load them and deploy again")
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "kept": None}  # packed tensors can be neither copied nor saved
+
+
+def deploy(module: nn.Module) -> nn.Module:
+    """A copy for inference: norms folded into convolutions for good, fused operators.
+
+    The copy has other tensors, cannot be trained and takes no weights.
+
+    Args:
+        module: a network of this package, or a detector that holds some; the rest is copied as
+            it is.
+
+    Returns:
+        The copy in evaluation mode; equal to ``module`` but for rounding.
+
+    Examples:
+        >>> from gram_backbones import create_model
+        >>> model = create_model("aognet_4m", features_only=True).eval()
+        >>> with torch.inference_mode():
+        ...     features = deploy(model)(torch.randn(1, 3, 64, 64))
+    """
+    module = copy.deepcopy(module).eval()
+    for network in list(module.modules()):
+        if hasattr(network, "conv_chains"):
+            parents = [m for m in network.modules() if type(m) is not FusedConv]
+            places = {id(m): (parent, n) for parent in parents for n, m in parent.named_children()}
+            for chain in list(network.conv_chains()):
+                _fold(chain, places)
+    return module
+
+
+def sequential_chains(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """The modules of every ``nn.Sequential`` inside a module, in order."""
+    for child in module.modules():
+        if type(child).forward is nn.Sequential.forward:
+            yield list(child)
+
+
+def _fold(chain: list[nn.Module], places: Mapping[int, tuple[nn.Module, str]]) -> None:
+    """Fold every convolution of a chain of modules with the norm after it, in place."""
+    for conv, norm in zip(chain, chain[1:]):
+        with torch.no_grad():
+            if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and _is_fixed(norm):
+                setattr(*places[id(conv)], FusedConv(conv, norm))
+                setattr(*places[id(norm)], nn.Identity())
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
@@ -134,17 +304,20 @@ def _fused(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]
             t is s and v == s._version for (t, v), s in zip(known, sources)
         ):
             return weight, bias
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    bias = -mean * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias
-    weight = (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype)
-    bias = bias.to(weight.dtype)
+    weight, bias = _fuse(conv, norm)
     if kept:
         if x.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
         _CACHE[conv] = [(t, t._version) for t in sources], weight, bias
     return weight, bias
+
+
+def _fuse(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """w' = w · γ/σ and b' = β + (b − μ) · γ/σ, in the dtype of the weight."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    bias = -mean * scale if norm.bias is None else norm.bias - mean * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .fused import fast_format, forget_fused, format_of, run
+from .fused import FusedConv, deploy, fast_format, forget_fused, format_of, run, sequential_chains
 from .layers import freeze
 from .preprocessing import Preprocessing
 from .renaming import Rename
@@ -191,6 +191,17 @@ class StagedBackbone(nn.Module):
         pooled = self.finish(features[self.stage_names[-1]]).mean((2, 3))
         return self.get_submodule(self.variant.head)(pooled) if self.num_classes else pooled
 
+    # Inference
+
+    def conv_chains(self) -> Iterator[list[nn.Module]]:
+        """Modules that run one after the other; in these a convolution and its norm become one."""
+        yield [self.get_submodule(path) for path in self.variant.stem_paths]
+        yield from sequential_chains(self)
+
+    def deploy(self) -> StagedBackbone:
+        """A copy for inference, see :func:`gram_backbones.fused.deploy`."""
+        return deploy(self)
+
     # Freezing
 
     def freeze_stages(self, frozen_stages: int) -> None:
@@ -210,7 +221,13 @@ class StagedBackbone(nn.Module):
             freeze(module)
 
     def train(self, mode: bool = True) -> StagedBackbone:
-        """Set the mode; frozen stages stay in eval mode."""
+        """Set the mode; frozen stages stay in eval mode.
+
+        Raises:
+            ValueError: a deployed network is to train.
+        """
+        if mode and any(type(module) is FusedConv for module in self.modules()):
+            raise ValueError("a deployed network only infers; train the one it was made from")
         super().train(mode)
         forget_fused(self)  # weights that were written to behind autograd's back count again
         for module in self._frozen_modules():

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from ..fused import run
+from ..fused import relu, run, run_all, sequential_chains
 from ..grammar import AndOrGraph, NodeType, Step, Term, build_graph
 from ..layers import Norm, init_scale, recompute, resolve_norm
 from ..preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
@@ -176,11 +176,12 @@ class NodeOperation(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map two inputs ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``."""
-        x = run(self.conv3, run(self.conv2, run(self.conv1, x)))
+        if self.shortcut is not None:
+            skip = run(self.shortcut, skip)
+        layers = (self.conv1, self.conv2, self.conv3)
         if self.dropout and self.training:
-            x = F.dropout2d(x, self.dropout)
-        skip = skip if self.shortcut is None else run(self.shortcut, skip)
-        return F.relu(x + skip, inplace=True)
+            return relu(F.dropout2d(run_all(layers, x), self.dropout) + skip)
+        return run_all(layers, x, add=skip, activation=relu)
 
 
 class AOGBlock(nn.Module):
@@ -352,6 +353,10 @@ class AOGStage(nn.Module):
     def place(self) -> str:
         """What stands before its tensors' names in the whole network."""
         return f"{FEATURES[self.index + 1]}."
+
+    def conv_chains(self) -> Iterator[list[nn.Module]]:
+        """See :func:`gram_backbones.fused.deploy`."""
+        return sequential_chains(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to ``(B, C_out, H // 2, W // 2)``, sizes kept in stage 0."""

@@ -16,7 +16,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from ..fused import conv_norm, run
+from ..fused import run, run_all
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class BlockParts:
         projection: the shortcut's module; None where the shortcut is the identity or absent.
         activation: applied to the sum, may work in place; None for a linear output.
         known: whether the block's type is registered; otherwise ``branch`` is the whole block.
+        layers: the branch's modules in order, where it is nothing else; convolutions and norms
+            that follow each other may then be computed as one.
     """
 
     branch: Callable[[Tensor], Tensor]
@@ -36,6 +38,7 @@ class BlockParts:
     projection: nn.Module | None = None
     activation: Callable[[Tensor], Tensor] | None = None
     known: bool = True
+    layers: tuple[nn.Module, ...] = ()
 
 
 @singledispatch
@@ -48,33 +51,31 @@ def _opaque(block: nn.Module) -> BlockParts:
     return BlockParts(block, adds_shortcut=False, known=False)
 
 
+def _chain(*layers: nn.Module, **parts) -> BlockParts:
+    return BlockParts(partial(run_all, layers), layers=layers, **parts)
+
+
 @block_parts.register
 def _(block: BasicBlock) -> BlockParts:
-    def branch(x: Tensor) -> Tensor:
-        x = block.relu(conv_norm(block.conv1, block.bn1, x))
-        return conv_norm(block.conv2, block.bn2, x)
-
-    return BlockParts(branch, projection=block.downsample, activation=block.relu)
+    layers = (block.conv1, block.bn1, block.relu, block.conv2, block.bn2)
+    return _chain(*layers, projection=block.downsample, activation=block.relu)
 
 
 @block_parts.register
 def _(block: Bottleneck) -> BlockParts:
-    def branch(x: Tensor) -> Tensor:
-        x = block.relu(conv_norm(block.conv1, block.bn1, x))
-        x = block.relu(conv_norm(block.conv2, block.bn2, x))
-        return conv_norm(block.conv3, block.bn3, x)
-
-    return BlockParts(branch, projection=block.downsample, activation=block.relu)
+    layers = (block.conv1, block.bn1, block.relu, block.conv2, block.bn2, block.relu)
+    layers += (block.conv3, block.bn3)
+    return _chain(*layers, projection=block.downsample, activation=block.relu)
 
 
 @block_parts.register
 def _(block: ResBottleneckBlock) -> BlockParts:
-    return BlockParts(partial(run, block.f), projection=block.proj, activation=block.activation)
+    return _chain(block.f, projection=block.proj, activation=block.activation)
 
 
 @block_parts.register
 def _(block: InvertedResidual) -> BlockParts:
-    return BlockParts(partial(run, block.conv), adds_shortcut=block.use_res_connect)
+    return _chain(block.conv, adds_shortcut=block.use_res_connect)
 
 
 # How blocks of a class are taken apart, as of the last graph built over such blocks: Dynamo cannot
@@ -159,6 +160,8 @@ def _new_accepting(cls: type[nn.Module]) -> nn.Module:
 
 
 def _join(parts: BlockParts, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    if parts.layers:
+        return run_all(parts.layers, x, add=shortcut, activation=parts.activation)
     out = parts.branch(x)
     if shortcut is not None:
         out = out + shortcut

@@ -7,16 +7,17 @@ DG-Net adds stands under ``graphs``. How a stage is computed: `gram_backbones.dg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..fused import run_all
+from ..fused import run_all, sequential_chains
 from ..layers import Norm, resolve_norm
 from ..staged import StagedBackbone, remove_module
-from .blocks import block_parts
+from .blocks import block_parts, parts_of
 from .graph import graph_for
 from .sums import ValidSizes, stage_sizes
 from .variants import VARIANTS, DGNetVariant, Layout
@@ -62,6 +63,13 @@ class _DynamicStages(nn.Module):
     def stage_blocks(self, key: str) -> list[nn.Module]:
         """The blocks of a stage, wherever the base network's names put them."""
         return [self.get_submodule(name) for name in self.block_names[key]]
+
+    def conv_chains(self) -> Iterator[list[nn.Module]]:
+        """See :func:`gram_backbones.fused.deploy`."""
+        yield from getattr(super(), "conv_chains", partial(sequential_chains, self))()
+        for key in self.graphs:
+            for block in self.stage_blocks(key):
+                yield list(parts_of(block).layers)
 
     def start_as_base(
         self, threshold: float = 0.0, chain_bias: float = 7.0, side_bias: float = -7.0
@@ -112,7 +120,7 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(name, module)
 
 
-class DGNet(StagedBackbone, _DynamicStages):
+class DGNet(_DynamicStages, StagedBackbone):
     """DG-Net as a feature extractor or a classifier (Table 1).
 
     Features, classifier and freezing are those of :class:`gram_backbones.AOGNet`. A frozen stage
