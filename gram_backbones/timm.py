@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ except ImportError as error:
 from .aognet import AOGNet
 from .dgnet import DGNet
 from .preprocessing import CIFAR_RGB
-from .staged import Variant, remove_module
+from .staged import StagedBackbone, Variant, remove_module
 from .weights.files import WeightFile
 from .weights.fit import fit
 
@@ -46,7 +46,7 @@ __all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds 
 _WITHOUT_DECAY = (".thresholds", ".scales", ".edge_weights")
 
 
-class TimmInterface:
+class TimmInterface(StagedBackbone):
     """What timm asks of a model; stands before a core class in a class statement.
 
     Maps images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, to pooled features
@@ -91,7 +91,7 @@ class TimmInterface:
         super().__init__(variant, num_classes=num_classes or 1, **kwargs)
         self.in_chans = in_chans
         if in_chans != 3:
-            _set_in_channels(self.get_submodule(self.variant.first_conv), in_chans)
+            _set_in_channels(cast(nn.Conv2d, self.get_submodule(self.variant.first_conv)), in_chans)
         self.num_features = self.head_hidden_size = self.get_classifier().in_features
         # MobileNetV2's dropout stands next to its linear layer, which forward_head calls alone.
         own_rates = [m.p for m in self.modules() if isinstance(m, nn.Dropout)]
@@ -170,7 +170,8 @@ class TimmInterface:
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """See the class: logits, pooled features or feature maps."""
         if self.out_indices is not None:
-            return self.forward_intermediates(x, self.out_indices, intermediates_only=True)
+            maps = self._run(x, self.out_indices, max(self.out_indices))[1]
+            return [maps[index] for index in self.out_indices]
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -206,7 +207,7 @@ class TimmInterface:
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] = 1,
+        indices: int | Sequence[int] | None = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -231,7 +232,7 @@ class TimmInterface:
         """Recompute each block's activations in the backward pass to save memory."""
         for module in self.modules():
             if hasattr(module, "with_cp"):
-                module.with_cp = enable
+                module.with_cp = enable  # type: ignore[assignment] # for torch a tensor or module
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""
@@ -297,7 +298,7 @@ def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tens
         WeightError: see :func:`gram_backbones.weights.fit`; timm alone would start a model without
             a classifier, or with one of another size, at random where names do not match.
     """
-    own, cfg = model.state_dict(), model.pretrained_cfg
+    own, cfg = model.state_dict(), cast(dict[str, Any], model.pretrained_cfg)
     # timm converts the first convolution to another number of channels afterwards.
     name = f"{cfg['first_conv']}.weight"
     channels, (out, _, *kernel) = cfg["input_size"][0], own[name].shape
@@ -306,7 +307,9 @@ def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tens
     return {**{kept: own[kept] for kept in found.kept}, **found.values}
 
 
-def _create(cls: type, name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def _create(
+    cls: type[TimmInterface], name: str, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0
         if cls.VARIANTS[name].takes("dropout"):  # the core's default for feature maps
@@ -340,7 +343,7 @@ def _default_cfg(variant: Variant) -> dict[str, Any]:
     )
 
 
-def _register(name: str, cls: type) -> None:
+def _register(name: str, cls: type[TimmInterface]) -> None:
     """Make ``name`` an entry function of this module and register it."""
 
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -358,7 +361,7 @@ def _register(name: str, cls: type) -> None:
 default_cfgs: dict[str, Any] = {}  # register_model reads it by this name
 
 
-def register_family(cls: type) -> None:
+def register_family(cls: type[TimmInterface]) -> None:
     """Register every variant of a family's timm class, see :class:`TimmInterface`, with timm."""
     cfgs = {name: _default_cfg(variant) for name, variant in cls.VARIANTS.items()}
     default_cfgs.update(generate_default_cfgs(cfgs))

@@ -12,9 +12,10 @@ and the stream itself is continued where it stopped (:class:`ResumedSampler`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ class ReseedHook(HookBase):
     def __init__(self, seed: int):
         self._seed = seed
 
-    def before_step(self):
+    def before_step(self) -> None:
+        """Seed the host for the batch that follows."""
         seed_everything(_MODEL, self._seed, comm.get_rank(), self.trainer.iter)
 
 
@@ -85,7 +87,7 @@ class SeededDataset(Dataset):
         self._key = _AUGMENTATION, seed, comm.get_rank()
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(cast(Sized, self._dataset))  # torch declares no length
 
     def __getitem__(self, draw: tuple[int, int]):
         position, index = draw

@@ -144,6 +144,7 @@ class GramRunner(Runner):
             a backbone's ``init_cfg`` names a file that does not exist, and nothing else filled it.
     """
 
+    model: nn.Module
     _resumes = False
     _heads = "exact"
 
