@@ -105,7 +105,7 @@ class SeededDataset:
             raise AttributeError(name)
         return getattr(self._dataset, name)
 
-    def setattr(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._dataset, name, value)
 
 
