@@ -15,6 +15,7 @@ import pytest
 import torch
 
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
+pytest.importorskip("detectron2", reason="its part of the package draws the data set")
 
 import mmdet
 from mmengine.config import Config
