@@ -47,22 +47,32 @@ def images(channels=3):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
-def test_masks_have_the_image_s_size_and_a_step_of_the_encoder_alone_learns(decoder, name):
-    torch.manual_seed(0)
+def test_masks_have_the_image_s_size_and_gradients_reach_the_encoder(decoder, name):
     model = randomised(build(decoder, name)).train()
-    for module in model.decoder.modules():
-        if isinstance(module, nn.Dropout2d):  # of FPN; the two losses are compared
-            module.p = 0
-    x, target = images(), torch.randint(CLASSES, (2, 64, 64))
-    masks = model(x)
+    masks = model(images())
     assert masks.shape == (2, CLASSES, 64, 64)
-    loss = nn.functional.cross_entropy(masks, target)
-    loss.backward()
+    target = torch.randint(CLASSES, (2, 64, 64))
+    nn.functional.cross_entropy(masks, target).backward()
     grads = {n: p.grad for n, p in model.encoder.named_parameters()}
     assert grads
     assert not [n for n, grad in grads.items() if grad is None or not grad.abs().sum() > 0]
-    norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
-    torch.optim.SGD(model.encoder.parameters(), lr=float(0.01 / norm)).step()
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
+def test_a_step_of_the_encoder_alone_lowers_the_loss(decoder, name):
+    torch.manual_seed(0)
+    model = build(decoder, name).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):  # of FPN; two losses are compared
+            module.p = 0
+    x, target = images(), torch.randint(CLASSES, (2, 64, 64))
+    loss = nn.functional.cross_entropy(model(x), target)
+    loss.backward()
+    parameters = list(model.encoder.parameters())
+    length = torch.stack([p.grad.norm() for p in parameters]).norm()
+    # A step of length 0.001: with the few values under each norm, longer ones overshoot.
+    torch.optim.SGD(parameters, lr=float(0.001 / length)).step()
     with torch.no_grad():
         assert nn.functional.cross_entropy(model(x), target) < loss
 
