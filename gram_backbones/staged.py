@@ -33,6 +33,8 @@ class Variant:
         namings: by name, the other namings of the network's tensors, as functions from ours.
         added: what a published file may lack: tensors whose names begin with one of these, or end
             with one that begins with a dot, keep their start together.
+        recipes: rows of a data set's pattern and the name of the recipe that trains on it, see
+            :mod:`gram_backbones.classification.recipes`; the first that fits counts.
     """
 
     network: ClassVar[type[StagedBackbone]]
@@ -44,6 +46,7 @@ class Variant:
     classifier: str = "fc"
     namings: Mapping[str, Rename]
     added: tuple[str, ...] = ()
+    recipes: tuple[tuple[str, str], ...] = ()
 
     def build(self, **options: Any) -> StagedBackbone:
         """The network of this row; ``options`` are those of the family's class."""
@@ -57,8 +60,11 @@ class Variant:
         """The stem, stage or other part that a tensor belongs to."""
         return name.partition(".")[0]
 
-    def read_names(self, found: Iterable[str]) -> Mapping[str, str] | None:
-        """Our names for those in a file, in a naming that can only be read; None for any other."""
+    def read_names(self, found: Iterable[str]) -> tuple[str, Mapping[str, str]] | None:
+        """A naming that can only be read: what it is called, and our names for those in a file.
+
+        None where the file is in another naming.
+        """
         return None
 
 

@@ -97,16 +97,25 @@ def test_weights_fit_strictly():
 
 def test_detectron2_takes_it():
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.config import CfgNode
     from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
-    from gram_backbones.d2.interface import LAST_STAGES, D2Interface, register_builders
+    from gram_backbones.d2 import get_config
+    from gram_backbones.d2.interface import (
+        CONFIG_NODES,
+        LAST_STAGES,
+        D2Interface,
+        register_builders,
+    )
 
     class ToyBackbone(D2Interface, Toy, Backbone):
         default_variant = "toy"
 
     names = ("build_toy_backbone", "build_toy_fpn_backbone", "build_retinanet_toy_fpn_backbone")
     try:
-        register_builders("toy", lambda cfg, shape: ToyBackbone(norm="BN", freeze_at=0), None)
+        node = CfgNode({"NORM": "BN"})
+        register_builders("toy", node, lambda cfg, shape: ToyBackbone(norm="BN", freeze_at=0), None)
+        assert get_config("mask_rcnn_aognet12m_fpn_1x").MODEL.TOY == node
         assert all(name in BACKBONE_REGISTRY for name in names)
         backbone = BACKBONE_REGISTRY.get(names[0])(None, None)
         shapes = {name: (s.channels, s.stride) for name, s in backbone.output_shape().items()}
@@ -114,6 +123,7 @@ def test_detectron2_takes_it():
         assert backbone(torch.randn(1, 3, 64, 64))["res5"].shape == (1, 32, 2, 2)
     finally:
         LAST_STAGES.pop(names[0])
+        CONFIG_NODES.pop("TOY")
         for name in names:
             del BACKBONE_REGISTRY._obj_map[name]
 

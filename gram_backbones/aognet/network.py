@@ -44,7 +44,7 @@ class AOGNetVariant(Variant):
             defaults follow the paper, the ``*_released`` rows the authors' checkpoints.
         stem: ``"imagenet"``, three 3×3 convolutions and pooling with a total stride of 4
             (section 4.2), or ``"cifar"``, one 3×3 convolution with stride 1.
-        preprocessing: of the images that the variant is trained on.
+        preprocessing, recipes: see :class:`gram_backbones.staged.Variant`.
     """
 
     words: tuple[int, ...]
@@ -56,6 +56,10 @@ class AOGNetVariant(Variant):
     concat_by_id: bool = False
     stem: str = "imagenet"
     preprocessing: Preprocessing = IMAGENET_RGB
+    recipes: tuple[tuple[str, str], ...] = (
+        ("cifar*", "aognet_cifar"),
+        ("folder", "aognet_imagenet"),
+    )
 
     def __post_init__(self):
         stages = len(self.words)
@@ -79,10 +83,10 @@ class AOGNetVariant(Variant):
         """Paths of the modules that compute the stem, in order."""
         return tuple(f"stem.{i}" for i in range(4 if self.stem == "imagenet" else 1))
 
-    def read_names(self, found: Iterable[str]) -> Mapping[str, str] | None:
+    def read_names(self, found: Iterable[str]) -> tuple[str, Mapping[str, str]] | None:
         """Our names for those of the second release of the authors' weights."""
         found = list(found)
-        return from_second_naming(found) if is_second_naming(found) else None
+        return ("authors", from_second_naming(found)) if is_second_naming(found) else None
 
     @property
     def strides(self) -> dict[str, int]:
@@ -105,7 +109,7 @@ class AOGNetVariant(Variant):
 _AUTHORS = dict(scale_lateral_skip=False, concat_by_id=True)
 # Table 5's rows in its order. It gives parameters and FLOPs, but no widths: these are the result of
 # a search [choice] over stages of one block each that meets both figures to their printed digits.
-_CIFAR = dict(stem="cifar", preprocessing=CIFAR_RGB)
+_CIFAR = dict(stem="cifar", preprocessing=CIFAR_RGB, recipes=(("*", "aognet_cifar"),))
 _FULL = AOGNetVariant(
     (4, 4, 4), (1, 1, 1), (80, 124, 220, 476), pruning=(None,) * 3, lateral=False, **_CIFAR
 )
@@ -119,8 +123,9 @@ _PRUNED = AOGNetVariant(
 )
 # Table 5's ablations at the size of CIFAR's ResNet-20 [choice]: widths are the result of a search,
 # and parameters and FLOPs within 1 % of ResNet-20's (269,722 and 40.55 M) and of each other's.
-_SMALL_FULL = replace(_FULL, words=(2, 4, 4), channels=(20, 44, 64, 112))
-_SMALL_PRUNED = replace(_PRUNED, words=(2, 4, 4), channels=(20, 44, 80, 140))
+_SMALL = dict(words=(2, 4, 4), recipes=(("*", "cifar_small"),))
+_SMALL_FULL = replace(_FULL, channels=(20, 44, 64, 112), **_SMALL)
+_SMALL_PRUNED = replace(_PRUNED, channels=(20, 44, 80, 140), **_SMALL)
 # fmt: off
 VARIANTS = {
     "aognet_4m": AOGNetVariant((2, 4, 4, 2), (1, 1, 3, 1), (16, 56, 120, 256, 640)),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
+from ..registry import find_variant
+
 AUGMENTATIONS = ("resized_crop", "padded_crop")
 
 
@@ -174,17 +176,6 @@ RECIPES = {
         dropout=0.2,
     ),
 }
-# Model by pattern, data set by pattern, recipe; the first row that fits both counts.
-_DEFAULTS = (
-    ("aognet_cifar_s_*", "*", "cifar_small"),
-    ("dgnet_cifar_*", "*", "cifar_small"),
-    ("aognet_cifar_*", "*", "aognet_cifar"),
-    ("aognet_*", "cifar*", "aognet_cifar"),
-    ("aognet_*", "folder", "aognet_imagenet"),
-    ("dgnet_mobilenet_*", "folder", "dgnet_mobilenet_v2"),
-    ("dgnet_regnet*", "folder", "dgnet_regnet"),
-    ("dgnet_*", "folder", "dgnet_resnet"),
-)
 
 
 def find_recipe(model: str, dataset: str, name: str | None = None) -> Recipe:
@@ -196,11 +187,11 @@ def find_recipe(model: str, dataset: str, name: str | None = None) -> Recipe:
         name: row of ``RECIPES``.
 
     Raises:
-        ValueError: an unknown name, or no recipe belongs to that model and data set.
+        ValueError: an unknown name or model, or no recipe belongs to that model and data set.
     """
     if name is None:
-        fitting = (r for m, d, r in _DEFAULTS if fnmatch(model, m) and fnmatch(dataset, d))
-        name = next(fitting, None)
+        rows = find_variant(model).recipes
+        name = next((recipe for pattern, recipe in rows if fnmatch(dataset, pattern)), None)
         if name is None:
             raise ValueError(
                 f"no recipe belongs to {model} on {dataset}; name one out of {sorted(RECIPES)}"

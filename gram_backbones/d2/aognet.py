@@ -10,6 +10,27 @@ from ..aognet import AOGNet, AOGNetVariant, AOGStage
 from .interface import D2Interface, check_preprocessing, register_builders
 from .norm import norm_factory
 
+CONFIG = CfgNode(
+    {
+        "VARIANT": "aognet_40m_released",
+        "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        # A norm of Detectron2's get_norm, or "GN" with as many groups (up to 32) as divide the
+        # width.
+        "NORM": "FrozenBN",
+        "DROPOUT": 0.0,
+        "WITH_CP": False,
+        "LEARN_SCALES": False,
+        # Changes to the variant's row; empty or None keeps what the row says.
+        "WORDS": [],
+        "BLOCKS": [],
+        "CHANNELS": [],
+        "PRUNING": [],
+        "LATERAL": None,
+        "SCALE_LATERAL_SKIP": None,
+        "CONCAT_BY_ID": None,
+    }
+)
+
 
 class AOGNetBackbone(D2Interface, AOGNet, Backbone):
     """AOGNet with Detectron2's interface; arguments: see :class:`D2Interface`."""
@@ -63,5 +84,5 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec) -> AOGNetBackbone:
 
 
 build_aognet_backbone, build_aognet_fpn_backbone, build_retinanet_aognet_fpn_backbone = (
-    register_builders("aognet", _build, _build_last_stage)
+    register_builders("aognet", CONFIG, _build, _build_last_stage)
 )

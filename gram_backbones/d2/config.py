@@ -5,47 +5,18 @@ from __future__ import annotations
 from detectron2.config import CfgNode, get_cfg
 
 from ..config_folders import config_dirs
+from .interface import CONFIG_NODES
 
 
 def add_gram_backbones_config(cfg: CfgNode) -> None:
-    """Add our backbones' and trainer's keys to a Detectron2 config; repeating is safe."""
-    if "AOGNET" in cfg.MODEL:
-        return
-    node = cfg.MODEL.AOGNET = CfgNode()
-    node.VARIANT = "aognet_40m_released"
-    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # A norm of Detectron2's get_norm, or "GN" with as many groups (up to 32) as divide the width.
-    node.NORM = "FrozenBN"
-    node.DROPOUT = 0.0
-    node.WITH_CP = False
-    node.LEARN_SCALES = False
-    # Changes to the variant's row; empty or None keeps what the row says.
-    node.WORDS = []
-    node.BLOCKS = []
-    node.CHANNELS = []
-    node.PRUNING = []
-    node.LATERAL = None
-    node.SCALE_LATERAL_SKIP = None
-    node.CONCAT_BY_ID = None
-
-    node = cfg.MODEL.DGNET = CfgNode()
-    node.VARIANT = "dgnet_r50"
-    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    node.NORM = "FrozenBN"
-    node.EDGES = "dynamic"  # or "static", "chain", "er", "ba", "ws"
-    node.ROUTER_BIAS = 3.0  # initial, of the edges from a node to the next; SIDE_BIAS: all others
-    node.SIDE_BIAS = -3.0
-    node.GATE = "straight_through"  # or "soft", "paper"
-    node.BLOCK_SHORTCUT = True
-    node.WIRING_SEED = 0
-    node.WITH_CP = False
-    # Start as close to the base network as can still learn, for its pretrained weights;
-    # ROUTER_BIAS and SIDE_BIAS then have no effect.
-    node.START_AS_BASE = False
-
+    """Add the keys of our backbones and trainer to a Detectron2 config; repeating is safe."""
+    for name, node in CONFIG_NODES.items():
+        if name not in cfg.MODEL:
+            cfg.MODEL[name] = node.clone()
     # Pictures of predictions next to the ground truth after an evaluation: how many, and from
     # which score on an instance is drawn.
-    cfg.TEST.PICTURES = CfgNode({"NUM": 32, "SCORE_THRESH": 0.5})
+    if "PICTURES" not in cfg.TEST:
+        cfg.TEST.PICTURES = CfgNode({"NUM": 32, "SCORE_THRESH": 0.5})
 
 
 def get_config_file(name: str) -> str:

@@ -11,6 +11,24 @@ from ..dgnet.variants import GRAPH_OPTIONS
 from .interface import D2Interface, check_preprocessing, register_builders
 from .norm import norm_factory
 
+CONFIG = CfgNode(
+    {
+        "VARIANT": "dgnet_r50",
+        "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "NORM": "FrozenBN",
+        "EDGES": "dynamic",  # or "static", "chain", "er", "ba", "ws"
+        "ROUTER_BIAS": 3.0,  # initial, of the edges from a node to the next
+        "SIDE_BIAS": -3.0,  # initial, of all other edges
+        "GATE": "straight_through",  # or "soft", "paper"
+        "BLOCK_SHORTCUT": True,
+        "WIRING_SEED": 0,
+        "WITH_CP": False,
+        # Start as close to the base network as can still learn, for its pretrained weights;
+        # ROUTER_BIAS and SIDE_BIAS then have no effect.
+        "START_AS_BASE": False,
+    }
+)
+
 
 class DGNetBackbone(D2Interface, DGNet, Backbone):
     """DG-Net with Detectron2's interface; arguments: see :class:`D2Interface`.
@@ -55,5 +73,5 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
 
 
 build_dgnet_backbone, build_dgnet_fpn_backbone, build_retinanet_dgnet_fpn_backbone = (
-    register_builders("dgnet", _build, _build_last_stage)
+    register_builders("dgnet", CONFIG, _build, _build_last_stage)
 )

@@ -64,17 +64,23 @@ class D2Interface:
 
 
 Builder = Callable[[CfgNode, ShapeSpec], Backbone]
+# Name of a family's config node below ``MODEL`` -> its defaults.
+CONFIG_NODES: dict[str, CfgNode] = {}
 # Name of a registered backbone -> its config node, and the builder of its last stage for C4 heads.
 LAST_STAGES: dict[str, tuple[str, Callable[[CfgNode], nn.Module]]] = {}
 
 
 def register_builders(
-    family: str, build: Builder, build_last_stage: Callable[[CfgNode], nn.Module]
+    family: str,
+    node: CfgNode,
+    build: Builder,
+    build_last_stage: Callable[[CfgNode], nn.Module],
 ) -> tuple[Builder, Builder, Builder]:
     """Register a family's backbone alone, with R-CNN's FPN and with RetinaNet's.
 
     Args:
         family: as in ``build_{family}_backbone``; upper case, its node below ``MODEL``.
+        node: the defaults of that node.
         build: the backbone from a config.
         build_last_stage: what a C4 detector applies to every region; it states ``out_channels``.
 
@@ -91,6 +97,7 @@ def register_builders(
         """The backbone with RetinaNet's FPN, P6 and P7 included."""
         return build_retinanet_fpn(cfg, build(cfg, input_shape))
 
+    CONFIG_NODES[family.upper()] = node
     LAST_STAGES[f"build_{family}_backbone"] = (family.upper(), build_last_stage)
     for builder, name in (
         (build, f"build_{family}_backbone"),

@@ -52,6 +52,7 @@ class Layout:
         stem_stride: total stride of the stem.
         stages: in order.
         kind: of base network, a key of :data:`gram_backbones.dgnet.names.NAMINGS`.
+        recipes: see :class:`gram_backbones.staged.Variant`.
     """
 
     stem: tuple[str, ...]
@@ -62,6 +63,7 @@ class Layout:
     head: str = "fc"
     classifier: str = "fc"
     kind: str = "resnet"
+    recipes: tuple[tuple[str, str], ...] = (("folder", "dgnet_resnet"),)
 
 
 RESNET = Layout(
@@ -73,6 +75,7 @@ CIFAR_RESNET = Layout(
     stem=("conv1", "bn1", "relu"),
     stem_stride=1,
     stages=tuple(StageSlice(f"res{i + 1}", f"layer{i}", 2 ** (i - 1)) for i in (1, 2, 3)),
+    recipes=(("*", "cifar_small"),),
 )
 REGNET = Layout(
     stem=("stem",),
@@ -82,6 +85,7 @@ REGNET = Layout(
     ),
     first_conv="stem.0",
     kind="regnet",
+    recipes=(("folder", "dgnet_regnet"),),
 )
 # The 16-channel stage counts to the stem; 64 and 96 channels are one feature, so are 160 and 320.
 MOBILENET_V2 = Layout(
@@ -101,6 +105,7 @@ MOBILENET_V2 = Layout(
     head="classifier",
     classifier="classifier.1",
     kind="mobilenet_v2",
+    recipes=(("folder", "dgnet_mobilenet_v2"),),
 )
 
 
@@ -144,6 +149,7 @@ class DGNetVariant(Variant):
     before_pooling = property(lambda self: self.layout.before_pooling)
     head = property(lambda self: self.layout.head)
     classifier = property(lambda self: self.layout.classifier)
+    recipes = property(lambda self: self.layout.recipes)
 
     @property
     def namings(self) -> Mapping[str, Rename]:

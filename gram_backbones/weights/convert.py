@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..registry import build_model, find_variant
+from ..registry import build_model, find_variant, list_models
 from ..staged import StagedBackbone
 from .files import (
     WeightError,
@@ -31,7 +31,7 @@ _LAYOUTS = {
     "mmdet-c4": ("backbone.", "roi_head.shared_head.", "state_dict"),
 }
 LAYOUTS = tuple(_LAYOUTS)
-NAMINGS = ("own", "authors", "torchvision", "timm", "detectron2")
+NAMINGS = tuple(dict.fromkeys(n for m in list_models() for n in find_variant(m).namings))
 
 
 def convert_weights(

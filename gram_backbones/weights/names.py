@@ -56,7 +56,8 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
     """
     ours, found = dict.fromkeys(tensor_shapes(variant)), list(found)
     if (read := variant.read_names(found)) is not None:
-        return "authors", "", {name: mine for name, mine in read.items() if mine in ours}
+        naming, names = read
+        return naming, "", {name: mine for name, mine in names.items() if mine in ours}
     found = dict.fromkeys(found)
     best: tuple[str, str, dict[str, str]] = ("own", "", {})
     for naming, rename in variant.namings.items():

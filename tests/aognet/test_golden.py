@@ -7,8 +7,8 @@ import torch
 from gram_backbones import create_model, load_weights
 from gram_backbones.aognet.names import authors
 from gram_backbones.weights.files import WeightFile
-from tests.conftest import load_reference
 from tests.aognet.golden import fixed_value
+from tests.conftest import load_reference
 
 # Relative, of every figure.
 TOLERANCE = 1e-9
