@@ -45,34 +45,25 @@ def images(channels=3):
     return torch.randn(2, channels, 64, 64)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:2])
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
-def test_masks_have_the_image_s_size_and_gradients_reach_the_encoder(decoder, name):
+def test_masks_have_the_image_s_size_and_a_step_of_the_encoder_alone_learns(decoder, name):
+    torch.manual_seed(0)
     model = randomised(build(decoder, name)).train()
-    masks = model(images())
+    for module in model.modules():
+        # FPN has dropout. Batch statistics of a few values make the loss too rough to compare.
+        if isinstance(module, nn.BatchNorm2d | nn.Dropout2d):
+            module.eval()
+    x, target = images(), torch.randint(CLASSES, (2, 64, 64))
+    masks = model(x)
     assert masks.shape == (2, CLASSES, 64, 64)
-    target = torch.randint(CLASSES, (2, 64, 64))
-    nn.functional.cross_entropy(masks, target).backward()
+    loss = nn.functional.cross_entropy(masks, target)
+    loss.backward()
     grads = {n: p.grad for n, p in model.encoder.named_parameters()}
     assert grads
     assert not [n for n, grad in grads.items() if grad is None or not grad.abs().sum() > 0]
-
-
-@pytest.mark.parametrize("name", NAMES[:2])
-@pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
-def test_a_step_of_the_encoder_alone_lowers_the_loss(decoder, name):
-    torch.manual_seed(0)
-    model = build(decoder, name).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout2d):  # of FPN; two losses are compared
-            module.p = 0
-    x, target = images(), torch.randint(CLASSES, (2, 64, 64))
-    loss = nn.functional.cross_entropy(model(x), target)
-    loss.backward()
-    parameters = list(model.encoder.parameters())
-    length = torch.stack([p.grad.norm() for p in parameters]).norm()
-    # A step of length 0.001: with the few values under each norm, longer ones overshoot.
-    torch.optim.SGD(parameters, lr=float(0.001 / length)).step()
+    length = torch.stack([grad.norm() for grad in grads.values()]).norm()
+    torch.optim.SGD(model.encoder.parameters(), lr=float(0.001 / length)).step()
     with torch.no_grad():
         assert nn.functional.cross_entropy(model(x), target) < loss
 

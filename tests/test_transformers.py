@@ -1,6 +1,7 @@
 """Detectors and segmenters of transformers on the timm adapter."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -142,6 +143,16 @@ def built(request):
     return HEADS[head][0](name).eval(), head, name
 
 
+@cache
+def core(name):
+    return randomised(create_model(name, features_only=True)).eval()
+
+
+@cache
+def classifier_state(name):
+    return create_model(name).state_dict()
+
+
 def images():
     return torch.randn(2, 3, SIZE, SIZE)
 
@@ -198,11 +209,10 @@ def test_saved_models_load_with_the_same_outputs(built, tmp_path):
 
 def test_load_weights_fills_the_network_in_a_model(built):
     model, head, name = built
-    plain = randomised(create_model(name, features_only=True)).eval()
-    model = copy.deepcopy(model)
-    network = model.get_submodule(HEADS[head][1])
+    plain = core(name)
+    network = copy.deepcopy(model.get_submodule(HEADS[head][1]))
     # A file of a classifier, as ImageNet training leaves it.
-    state = {**create_model(name).state_dict(), **plain.state_dict()}
+    state = {**classifier_state(name), **plain.state_dict()}
     load_weights(network, state)
     x = images()
     with torch.no_grad():
@@ -225,7 +235,7 @@ def test_detr_takes_the_backbone_s_name():
 
 @pytest.mark.parametrize("name", (*NAMES, "dgnet_mobilenet_v2"))
 def test_features_are_the_core_s(name):
-    plain = randomised(create_model(name, features_only=True)).eval()
+    plain = core(name)
     backbone = TimmBackbone(backbone_config(name)).eval()
     load_weights(backbone._backbone, plain.state_dict())
     x = images()
