@@ -69,6 +69,8 @@ class TimmInterface(StagedBackbone):
         feature_info: timm's record of the feature maps, see above.
         num_features: channels of the final map, which :meth:`forward_features` returns.
         head_hidden_size: of the pooled features, which the classifier reads.
+        return_layers: with ``features_only``, other features to return: a path and an index each,
+            as in timm's own feature networks. Transformers sets it for its hidden states.
 
     Raises:
         ValueError: no channels, pooling switched off under a classifier, or an argument that the
@@ -99,6 +101,7 @@ class TimmInterface(StagedBackbone):
         self._stem_pools = isinstance(self.get_submodule(self.variant.stem_paths[-1]), nn.MaxPool2d)
         self.feature_info = self._describe_features()
         self.out_indices: list[int] | None = None
+        self.return_layers: dict[str, str] | None = None
         self.global_pool, _ = create_classifier(self.num_features, 0, pool_type=global_pool)
         if num_classes == 0 or global_pool != "avg":
             self.reset_classifier(num_classes, global_pool)
@@ -170,8 +173,12 @@ class TimmInterface(StagedBackbone):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """See the class: logits, pooled features or feature maps."""
         if self.out_indices is not None:
-            maps = self._run(x, self.out_indices, max(self.out_indices))[1]
-            return [maps[index] for index in self.out_indices]
+            indices = self.out_indices
+            if self.return_layers is not None:  # as far as the stages that are left
+                listed = map(int, self.return_layers.values())
+                indices = [index for index in listed if index <= len(self.stage_names)]
+            maps = self._run(x, indices, max(indices))[1]
+            return [maps[index] for index in indices]
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(

@@ -149,6 +149,7 @@ class GramRunner(Runner):
     """
 
     model: nn.Module
+    _train_dataloader: Any
     _resumes = False
     _heads = "exact"
 
