@@ -313,7 +313,7 @@ def _fused(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _fuse(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """w' = w · γ/σ and b' = β + (b − μ) · γ/σ, in the dtype of the weight."""
+    """W' = w · γ/σ and b' = β + (b − μ) · γ/σ, in the dtype of the weight."""
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight

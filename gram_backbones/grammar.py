@@ -159,8 +159,8 @@ class AndOrGraph:
         lateral = None if node.lateral is None else Term(node.lateral)
         skip_lateral = None
         if lateral and not node.lateral_shares_parent:
-            scale = self._path_ratio(node, node.lateral) if self.scale_lateral_skip else 1.0
-            skip_lateral = Term(node.lateral, scale)
+            scale = self._path_ratio(node, lateral.source) if self.scale_lateral_skip else 1.0
+            skip_lateral = Term(lateral.source, scale)
         return Step(
             node=node,
             conv_parts=tuple(Term(child) for child in children),
@@ -306,6 +306,7 @@ def _lateral_connections(nodes: tuple[Node, ...]) -> dict[int, int]:
         return (node.span[0],)
 
     def by_right_child(node: Node) -> tuple[int, ...]:
+        assert node.left_words is not None  # of an AND-node
         return (node.span[0] + node.left_words, node.span[0])
 
     rules = ((NodeType.OR, 1, by_start, False), (NodeType.AND, 2, by_right_child, True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -13,6 +13,9 @@ from .fused import FusedConv, deploy, fast_format, forget_fused, format_of, run,
 from .layers import freeze
 from .preprocessing import Preprocessing
 from .renaming import Rename
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -38,6 +41,7 @@ class Variant:
             :mod:`gram_backbones.classification.recipes`; the first that fits counts.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # of every row
     network: ClassVar[type[StagedBackbone]]
     preprocessing: Preprocessing
     stem_paths: tuple[str, ...]
@@ -69,6 +73,9 @@ class Variant:
         return None
 
 
+Row = TypeVar("Row", bound=Variant)
+
+
 class StagedBackbone(nn.Module):
     """Base of the families: a stem and up to four stages, called ``res2`` to ``res5``.
 
@@ -91,7 +98,7 @@ class StagedBackbone(nn.Module):
     variant: Variant
 
     @classmethod
-    def find_variant(cls, variant: str | Variant, **changes: Any) -> Variant:
+    def find_variant(cls, variant: str | Row, **changes: Any) -> Row:
         """A row of the family's table by name, or a record as it is, with some fields changed.
 
         Raises:
@@ -100,7 +107,7 @@ class StagedBackbone(nn.Module):
         if isinstance(variant, str):
             if variant not in cls.VARIANTS:
                 raise ValueError(f"variant is {variant!r}; allowed are {sorted(cls.VARIANTS)}")
-            variant = cls.VARIANTS[variant]
+            variant = cast(Row, cls.VARIANTS[variant])  # a family's table has rows of one class
         return replace(variant, **changes)
 
     def _plan_features(
@@ -123,7 +130,7 @@ class StagedBackbone(nn.Module):
             )
         self.variant = variant
         self.before_pooling = () if num_classes is None else variant.before_pooling
-        self.by_index = bool(out_features) and isinstance(out_features[0], int)
+        self.by_index = isinstance(out_features[0], int) if out_features else False
         self.out_features = _feature_names(out_features, names)
         self.num_classes = num_classes
         depth = len(names) - 1
@@ -141,10 +148,10 @@ class StagedBackbone(nn.Module):
 
     # Features
 
-    def run_feature(self, name: str, x: Tensor, **options: Any) -> Tensor:
+    def run_feature(self, name: str, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """One feature from the one before, ``stem`` from the image; ``options`` of a family."""
         module = getattr(self, name)
-        return module(x, **options) if options else run(module, x)
+        return module(x, *args, **options) if args or options else run(module, x)
 
     def feature_path(self, name: str) -> str:
         """Path of the module that returns a feature."""
@@ -220,7 +227,7 @@ class StagedBackbone(nn.Module):
         for module in self._frozen_modules():
             freeze(module)
 
-    def train(self, mode: bool = True) -> StagedBackbone:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen stages stay in eval mode.
 
         Raises:
@@ -256,7 +263,8 @@ def _feature_names(wanted: Sequence[str | int] | None, names: tuple[str, ...]) -
     if wanted is None:
         return names[1:]
     indices = dict(enumerate(names[1:]))
-    known = indices if all(isinstance(item, int) for item in wanted) else dict(zip(names, names))
+    by_index = all(isinstance(item, int) for item in wanted)
+    known: Mapping[Any, str] = indices if by_index else dict(zip(names, names))
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
         raise ValueError(
             f"out_features is {tuple(wanted)}; allowed are distinct names out of {names} "

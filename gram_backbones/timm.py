@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from .aognet import AOGNet
 from .dgnet import DGNet
 from .fused import fast_format, format_of, run_all
 from .preprocessing import CIFAR_RGB
-from .staged import Variant, remove_module
+from .staged import StagedBackbone, Variant, remove_module
 from .weights.files import WeightFile
 from .weights.fit import fit
 
@@ -47,7 +47,7 @@ __all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds 
 _WITHOUT_DECAY = (".thresholds", ".scales", ".edge_weights")
 
 
-class TimmInterface:
+class TimmInterface(StagedBackbone):
     """What timm asks of a model; stands before a core class in a class statement.
 
     Maps images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, to pooled features
@@ -70,6 +70,8 @@ class TimmInterface:
         feature_info: timm's record of the feature maps, see above.
         num_features: channels of the final map, which :meth:`forward_features` returns.
         head_hidden_size: of the pooled features, which the classifier reads.
+        return_layers: with ``features_only``, other features to return: a path and an index each,
+            as in timm's own feature networks. Transformers sets it for its hidden states.
 
     Raises:
         ValueError: no channels, pooling switched off under a classifier, or an argument that the
@@ -92,7 +94,7 @@ class TimmInterface:
         super().__init__(variant, num_classes=num_classes or 1, **kwargs)
         self.in_chans = in_chans
         if in_chans != 3:
-            _set_in_channels(self.get_submodule(self.variant.first_conv), in_chans)
+            _set_in_channels(cast(nn.Conv2d, self.get_submodule(self.variant.first_conv)), in_chans)
         self.num_features = self.head_hidden_size = self.get_classifier().in_features
         # MobileNetV2's dropout stands next to its linear layer, which forward_head calls alone.
         own_rates = [m.p for m in self.modules() if isinstance(m, nn.Dropout)]
@@ -100,6 +102,7 @@ class TimmInterface:
         self._stem_pools = isinstance(self.get_submodule(self.variant.stem_paths[-1]), nn.MaxPool2d)
         self.feature_info = self._describe_features()
         self.out_indices: list[int] | None = None
+        self.return_layers: dict[str, str] | None = None
         self.global_pool, _ = create_classifier(self.num_features, 0, pool_type=global_pool)
         if num_classes == 0 or global_pool != "avg":
             self.reset_classifier(num_classes, global_pool)
@@ -171,7 +174,12 @@ class TimmInterface:
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """See the class: logits, pooled features or feature maps."""
         if self.out_indices is not None:
-            return self.forward_intermediates(x, self.out_indices, intermediates_only=True)
+            indices = self.out_indices
+            if self.return_layers is not None:  # as far as the stages that are left
+                listed = map(int, self.return_layers.values())
+                indices = [index for index in listed if index <= len(self.stage_names)]
+            maps = self._run(x, indices, max(indices))[1]
+            return [maps[index] for index in indices]
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -207,7 +215,7 @@ class TimmInterface:
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] = 1,
+        indices: int | Sequence[int] | None = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -232,7 +240,7 @@ class TimmInterface:
         """Recompute each block's activations in the backward pass to save memory."""
         for module in self.modules():
             if hasattr(module, "with_cp"):
-                module.with_cp = enable
+                module.with_cp = enable  # type: ignore[assignment] # for torch a tensor or module
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""
@@ -298,7 +306,7 @@ def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tens
         WeightError: see :func:`gram_backbones.weights.fit`; timm alone would start a model without
             a classifier, or with one of another size, at random where names do not match.
     """
-    own, cfg = model.state_dict(), model.pretrained_cfg
+    own, cfg = model.state_dict(), cast(dict[str, Any], model.pretrained_cfg)
     # timm converts the first convolution to another number of channels afterwards.
     name = f"{cfg['first_conv']}.weight"
     channels, (out, _, *kernel) = cfg["input_size"][0], own[name].shape
@@ -307,7 +315,9 @@ def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tens
     return {**{kept: own[kept] for kept in found.kept}, **found.values}
 
 
-def _create(cls: type, name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def _create(
+    cls: type[TimmInterface], name: str, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0
         if cls.VARIANTS[name].takes("dropout"):  # the core's default for feature maps
@@ -341,7 +351,7 @@ def _default_cfg(variant: Variant) -> dict[str, Any]:
     )
 
 
-def _register(name: str, cls: type) -> None:
+def _register(name: str, cls: type[TimmInterface]) -> None:
     """Make ``name`` an entry function of this module and register it."""
 
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -359,7 +369,7 @@ def _register(name: str, cls: type) -> None:
 default_cfgs: dict[str, Any] = {}  # register_model reads it by this name
 
 
-def register_family(cls: type) -> None:
+def register_family(cls: type[TimmInterface]) -> None:
     """Register every variant of a family's timm class, see :class:`TimmInterface`, with timm."""
     cfgs = {name: _default_cfg(variant) for name, variant in cls.VARIANTS.items()}
     default_cfgs.update(generate_default_cfgs(cfgs))

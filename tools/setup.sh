@@ -4,6 +4,7 @@
 #
 #   PYTHON=python3.12 bash tools/setup.sh     another interpreter (CPython 3.10 to 3.12)
 #   DETECTRON2=package bash tools/setup.sh    do not try Detectron2's Git repository
+#   DETECTRON2=none bash tools/setup.sh       without Detectron2
 #   MMDET=none bash tools/setup.sh            without MMDetection (its mmcv compiles for 16 minutes)
 #   MMDET=upstream bash tools/setup.sh        OpenMMLab's own last release instead of the maintained
 #                                             one; give it a folder of its own by VENV
@@ -14,10 +15,15 @@ venv=${VENV:-.venv}
 python="$venv/bin/python"
 detectron2_git=https://github.com/facebookresearch/detectron2.git
 detectron2_package=sal-detectron2==0.7.2  # the same code, published for CPython 3.10
+detectron2=${DETECTRON2:-git}
 mmdet=${MMDET:-maintained}
 
 fail() { printf 'setup.sh: %s\n' "$*" >&2; exit 1; }
 
+case $detectron2 in
+    git|package|none) ;;
+    *) fail "DETECTRON2 is $detectron2; allowed are git, package, none" ;;
+esac
 case $mmdet in
     maintained)
         mm_packages=(onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1 imaug==0.4.3)
@@ -33,7 +39,7 @@ esac
 
 stamp="$venv/.gram_backbones_setup"
 mm_stamp="$venv/.gram_backbones_setup_mmdet"
-state="$(cat tools/setup.sh tools/requirements.txt pyproject.toml | cksum) $PWD"
+state="$([ "$detectron2" = none ] && echo "no Detectron2 ")$(cat tools/setup.sh tools/requirements.txt pyproject.toml | cksum) $PWD"
 mm_state="$mmdet $(cat tools/requirements-mmdet.txt | cksum) $state"
 is_done() { [ -x "$python" ] && [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
@@ -63,19 +69,19 @@ install_core() {
     pip_install -r tools/requirements.txt ||
         fail "pip could not install tools/requirements.txt; its message is above.
 Check the connection to the package index (PIP_INDEX_URL, PIP_FIND_LINKS) and the free disk space (8 GB)."
-    if ! "$python" -c 'import detectron2' 2>/dev/null; then
+    if [ "$detectron2" != none ] && ! "$python" -c 'import detectron2' 2>/dev/null; then
         detectron2_from_git || detectron2_from_package ||
             fail "Detectron2 could be installed neither from its Git repository nor as $detectron2_package.
 Install it into $venv as its documentation says, then run this again."
     fi
     pip_install --no-deps --editable . ||
         fail "this project could not be installed; pip's message is above"
-    "$python" -W ignore -c 'import gram_backbones.d2' ||
+    [ "$detectron2" = none ] || "$python" -W ignore -c 'import gram_backbones.d2' ||
         fail "gram_backbones.d2 does not import; the message is above. Remove $venv and run this again."
 }
 
 detectron2_from_git() {
-    [ "${DETECTRON2:-git}" = git ] && command -v git >/dev/null || return 1
+    [ "$detectron2" = git ] && command -v git >/dev/null || return 1
     GIT_TERMINAL_PROMPT=0 timeout 20 git ls-remote --exit-code "$detectron2_git" HEAD >/dev/null 2>&1 || return 1
     echo "Building Detectron2 from its Git repository; this compiles for some minutes."
     pip_install --no-build-isolation --no-deps "git+$detectron2_git"

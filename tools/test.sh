@@ -19,6 +19,7 @@ bash tools/setup.sh
 bin=${VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
+"$bin/python" -m mypy  # half a minute, then seconds with .mypy_cache
 # A file a process, on up to four cores, with one thread each: small tensors gain nothing by more.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \

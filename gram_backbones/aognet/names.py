@@ -63,7 +63,8 @@ def from_second_naming(names: Iterable[str]) -> dict[str, str]:
     The norm at a block's end goes by its place: it is what else stands below ``layer{s}``, one
     module a block, in order.
     """
-    ours, norms = {}, defaultdict(list)
+    ours: dict[str, str] = {}
+    norms: defaultdict[int, list[str]] = defaultdict(list)
     for name in names:
         if match := _NODE.search(name):
             stage, block, node, op, leaf = match.groups()

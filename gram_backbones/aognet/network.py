@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,11 +79,9 @@ class AOGNetVariant(Variant):
     first_conv = "stem.0.0"
     namings = NAMINGS
     added = (".scales",)
-
-    @property
-    def stem_paths(self) -> tuple[str, ...]:
-        """Paths of the modules that compute the stem, in order."""
-        return tuple(f"stem.{i}" for i in range(4 if self.stem == "imagenet" else 1))
+    stem_paths = property(
+        lambda self: tuple(f"stem.{i}" for i in range(4 if self.stem == "imagenet" else 1))
+    )
 
     def read_names(self, found: Iterable[str]) -> tuple[str, Mapping[str, str]] | None:
         """Our names for those of the second release of the authors' weights."""
@@ -107,10 +106,12 @@ class AOGNetVariant(Variant):
         )
 
 
-_AUTHORS = dict(scale_lateral_skip=False, concat_by_id=True)
+_AUTHORS: dict[str, Any] = dict(scale_lateral_skip=False, concat_by_id=True)
 # Table 5's rows in its order. It gives parameters and FLOPs, but no widths: these are the result of
 # a search [choice] over stages of one block each that meets both figures to their printed digits.
-_CIFAR = dict(stem="cifar", preprocessing=CIFAR_RGB, recipes=(("*", "aognet_cifar"),))
+_CIFAR: dict[str, Any] = dict(
+    stem="cifar", preprocessing=CIFAR_RGB, recipes=(("*", "aognet_cifar"),)
+)
 _FULL = AOGNetVariant(
     (4, 4, 4), (1, 1, 1), (80, 124, 220, 476), pruning=(None,) * 3, lateral=False, **_CIFAR
 )
@@ -124,7 +125,7 @@ _PRUNED = AOGNetVariant(
 )
 # Table 5's ablations at the size of CIFAR's ResNet-20 [choice]: widths are the result of a search,
 # and parameters and FLOPs within 1 % of ResNet-20's (269,722 and 40.55 M) and of each other's.
-_SMALL = dict(words=(2, 4, 4), recipes=(("*", "cifar_small"),))
+_SMALL: dict[str, Any] = dict(words=(2, 4, 4), recipes=(("*", "cifar_small"),))
 _SMALL_FULL = replace(_FULL, channels=(20, 44, 64, 112), **_SMALL)
 _SMALL_PRUNED = replace(_PRUNED, channels=(20, 44, 80, 140), **_SMALL)
 # fmt: off
@@ -437,22 +438,22 @@ class AOGNet(StagedBackbone):
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1
 
-        build_stem = {"imagenet": _imagenet_stem, "cifar": _cifar_stem}[self.variant.stem]
-        self.stem = build_stem(in_channels, self.variant.channels[0], norm)
+        build_stem = {"imagenet": _imagenet_stem, "cifar": _cifar_stem}[variant.stem]
+        self.stem = build_stem(in_channels, variant.channels[0], norm)
         _init_weights(self.stem, zero_init_last)
         for index, name in enumerate(self.stage_names):
             stage = AOGStage(
-                self.variant,
+                variant,
                 index,
                 norm=norm,
-                dropout=dropout if index >= len(self.variant.words) - 2 else 0.0,
+                dropout=dropout if index >= len(variant.words) - 2 else 0.0,
                 learn_scales=learn_scales,
                 zero_init_last=zero_init_last,
                 with_cp=with_cp,
             )
             self.add_module(name, stage)
         if num_classes:
-            self.fc = nn.Linear(self.variant.channels[-1], num_classes)
+            self.fc = nn.Linear(variant.channels[-1], num_classes)
             nn.init.normal_(self.fc.weight, std=0.01)
             nn.init.zeros_(self.fc.bias)
         self.freeze_stages(frozen_stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
@@ -13,7 +13,9 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from ..dgnet import DGNet
 from ..registry import build_model, find_variant
+from ..staged import StagedBackbone
 from ..weights.fit import load_weights
 from .recipes import Recipe
 
@@ -76,7 +78,7 @@ class RunConfig:
 
 def build_classifier(
     name: str, num_classes: int, recipe: Recipe, model_kwargs: Mapping[str, Any] | None = None
-) -> nn.Module:
+) -> StagedBackbone:
     """A model with fresh weights and a recipe's dropout.
 
     Args:
@@ -129,7 +131,7 @@ def load_start(model: nn.Module, source: str | Path) -> None:
     """
     found = load_weights(model, source)
     if any("routers" in name for name in found.kept):
-        model.start_as_base()
+        cast(DGNet, model).start_as_base()  # only a DG-Net has routers
 
 
 def _start_as_goyal(model: nn.Module) -> None:
@@ -144,7 +146,7 @@ def _start_as_goyal(model: nn.Module) -> None:
     for block in blocks:
         last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
         nn.init.zeros_(last.weight)
-    nn.init.normal_(model.fc.weight, std=0.01)
+    nn.init.normal_(cast(nn.Linear, model.fc).weight, std=0.01)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:

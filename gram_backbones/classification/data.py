@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from textwrap import shorten
+from typing import cast
 
 from PIL.Image import Image
 from timm.data import create_transform
@@ -94,9 +95,10 @@ class CachedImages(Dataset):
         return len(self.kept)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self.kept[index] is None:
-            self.kept[index] = self.images[index]
-        image, label = self.kept[index]
+        kept = self.kept[index]
+        if kept is None:
+            kept = self.kept[index] = self.images[index]
+        image, label = kept
         return self.transform(image), label
 
 
@@ -148,6 +150,11 @@ def build_transform(
     return transforms.Compose([resize, centre, *crop, *to_tensor])
 
 
+def count_images(images: Dataset) -> int:
+    """The length of a data set, which torch's class does not declare."""
+    return len(cast(Sized, images))
+
+
 def training_loader(
     images: Dataset, batch: int, *, seed: int, rank: int = 0, count: int = 1, **options
 ) -> DataLoader:
@@ -163,12 +170,12 @@ def training_loader(
     Raises:
         ValueError: fewer images than one batch.
     """
-    if len(images) // count < batch:
+    if count_images(images) // count < batch:
         raise ValueError(
-            f"{len(images)} training images do not fill one batch of {batch * count}; "
+            f"{count_images(images)} training images do not fill one batch of {batch * count}; "
             "allowed are smaller batches"
         )
-    sampler = DistributedSampler(images, count, rank, seed=seed)
+    sampler: DistributedSampler = DistributedSampler(images, count, rank, seed=seed)
     return DataLoader(images, batch, sampler=sampler, drop_last=True, **options)
 
 
@@ -176,5 +183,5 @@ def evaluation_loader(
     images: Dataset, batch: int, *, rank: int = 0, count: int = 1, **options
 ) -> DataLoader:
     """Every ``count``-th image from ``rank`` on: over all processes each image once."""
-    own = Subset(images, range(rank, len(images), count))
+    own = Subset(images, range(rank, count_images(images), count))
     return DataLoader(own, batch, **options)

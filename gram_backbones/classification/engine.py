@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3, accuracy, distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
 from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
@@ -30,7 +30,7 @@ from .building import (
     load_start,
 )
 from .checkpoint import describe, fill_classifier, read_checkpoint, write_checkpoint, write_metrics
-from .data import evaluation_loader, training_loader
+from .data import count_images, evaluation_loader, training_loader
 from .processes import Processes, seed_everything
 
 
@@ -104,7 +104,7 @@ class Evaluation:
         batch = max(1, config.batch_size // processes.count)
         share = dict(rank=processes.rank, count=processes.count, num_workers=workers)
         self.loader = evaluation_loader(val_set, batch, **share)
-        self.images = len(val_set)
+        self.images = count_images(val_set)
 
     def run(self) -> dict[str, float]:
         """Print and return what :func:`evaluate` finds."""
@@ -161,7 +161,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         if resume is not None:
             self._resume(resume)
-        self.parallel = self.model
+        self.parallel: nn.Module = self.model
         if processes.count > 1:
             self.parallel = DistributedDataParallel(self.model)
 
@@ -235,7 +235,7 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the training images; their mean loss."""
         seed_everything(self.config.seed, epoch, self.processes.rank)
-        self.train_loader.sampler.set_epoch(epoch)
+        cast(DistributedSampler, self.train_loader.sampler).set_epoch(epoch)
         self.model.train()
         total = torch.zeros((), dtype=torch.float64, device=self.processes.device)
         batches = tqdm(
@@ -341,7 +341,7 @@ class Trainer:
         if content is None:
             raise ValueError(f"{path} holds weights only, no run to go on with")
         # Checkpoints of earlier versions have neither.
-        added = {"model_kwargs": {}, "weights": None}
+        added: dict[str, Any] = {"model_kwargs": {}, "weights": None}
         here, there = self.config.record(), {**added, **content["config"]}
         differing = [key for key in {**here, **there} if here.get(key) != there.get(key)]
         if differing:

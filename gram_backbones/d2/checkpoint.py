@@ -37,6 +37,8 @@ class GramCheckpointer(DetectionCheckpointer):
             and the model is left as it was.
     """
 
+    model: nn.Module
+
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, heads: str = "optional", **checkpointables
     ):
@@ -86,13 +88,11 @@ class GramCheckpointer(DetectionCheckpointer):
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
     """The detector's networks and stages of ours, by what stands before their tensors' names."""
-    if hasattr(model.backbone, "bottom_up"):
-        parts = {"backbone.bottom_up.": model.backbone.bottom_up}
-    else:
-        parts = {"backbone.": model.backbone}
+    path = "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
+    paths = [path]
     if isinstance(getattr(model, "roi_heads", None), GramRes5ROIHeads):
-        parts["roi_heads.res5."] = model.roi_heads.res5
-    return parts
+        paths.append("roi_heads.res5")
+    return {f"{path}.": model.get_submodule(path) for path in paths}
 
 
 def _require_all(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

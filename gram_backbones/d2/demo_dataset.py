@@ -50,7 +50,8 @@ def make_demo_dataset(
     for split, count in (("train", train), ("val", val)):
         folder = root / split
         folder.mkdir(parents=True, exist_ok=True)
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for index in range(count):
             rng = np.random.default_rng([seed, _SPLIT_KEYS[split], index])
             image, instances = render_image(rng)

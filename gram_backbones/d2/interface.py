@@ -12,14 +12,14 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from ..preprocessing import Preprocessing
-from ..staged import FEATURES, Variant
+from ..staged import FEATURES, StagedBackbone, Variant
 from .fpn import build_fpn, build_retinanet_fpn
 from .norm import norm_factory
 
 logger = logging.getLogger(__name__)
 
 
-class D2Interface:
+class D2Interface(StagedBackbone):
     """Stands before a core class and ``Backbone`` in a class statement.
 
     Arguments are plain, so that LazyConfig takes the class as it is.

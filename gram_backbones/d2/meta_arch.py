@@ -15,7 +15,8 @@ class GramGeneralizedRCNN(GeneralizedRCNN):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # FPN calls its bottom-up network with the tensor alone: the sizes join on the way.
-        self._image_sizes = ImageSizes(getattr(self.backbone, "bottom_up", self.backbone))
+        has_fpn = hasattr(self.backbone, "bottom_up")
+        self._image_sizes = ImageSizes(self.backbone.bottom_up if has_fpn else self.backbone)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Detectron2's, remembering the sizes for the backbone's forward pass that follows."""

@@ -11,12 +11,10 @@ and the stream itself is continued where it stopped (:class:`ResumedSampler`).
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
+from typing import cast
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -31,36 +29,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-_MODEL, _AUGMENTATION = 0, 1  # first part of a seed's key: what it is for
-
-
-def seed_everything(*key: int) -> None:
-    """Seed python, numpy and torch, all devices, from a sequence of non-negative integers."""
-    torch.manual_seed(_seed_host(*key))
-
-
-def _seed_host(*key: int) -> int:
-    state = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(state[0]))
-    np.random.seed(int(state[1]))
-    torch.default_generator.manual_seed(int(state[2]))
-    return int(state[2])
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seed python, numpy and torch's CPU inside, and put their states back afterwards.
-
-    Generators of other devices are left alone: augmentation runs on the CPU.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    _seed_host(*key)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+from ..seeding import AUGMENTATION, MODEL, seed_everything, seeded
 
 
 class ReseedHook(HookBase):
@@ -69,8 +38,9 @@ class ReseedHook(HookBase):
     def __init__(self, seed: int):
         self._seed = seed
 
-    def before_step(self):
-        seed_everything(_MODEL, self._seed, comm.get_rank(), self.trainer.iter)
+    def before_step(self) -> None:
+        """Seed the host for the batch that follows."""
+        seed_everything(MODEL, self._seed, comm.get_rank(), self.trainer.iter)
 
 
 class SeededDataset(Dataset):
@@ -82,10 +52,10 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Dataset, seed: int):
         self._dataset = dataset
         # The rank is taken here: a loader's worker process may not know it.
-        self._key = _AUGMENTATION, seed, comm.get_rank()
+        self._key = AUGMENTATION, seed, comm.get_rank()
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(cast(Sized, self._dataset))  # torch declares no length
 
     def __getitem__(self, draw: tuple[int, int]):
         position, index = draw

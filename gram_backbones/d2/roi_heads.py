@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
@@ -11,8 +13,9 @@ from .interface import LAST_STAGES
 
 @ROI_HEADS_REGISTRY.register()
 class GramRes5ROIHeads(Res5ROIHeads):
-    """Detectron2's ``Res5ROIHeads`` with the last stage of the family named by
-    ``MODEL.BACKBONE.NAME`` as its ``res5``.
+    """Detectron2's ``Res5ROIHeads`` with the last stage of the backbone's family as its ``res5``.
+
+    ``MODEL.BACKBONE.NAME`` names the backbone, and so the family.
 
     Raises:
         ValueError: the backbone is none of ours, or already has that stage itself.
@@ -38,4 +41,4 @@ class GramRes5ROIHeads(Res5ROIHeads):
                 "regions; a C4 backbone takes ['res4']"
             )
         stage = build_last_stage(cfg)
-        return stage, stage.out_channels
+        return stage, cast(int, stage.out_channels)  # which register_builders asks for

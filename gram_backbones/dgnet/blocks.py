@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial, singledispatch
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
@@ -91,7 +92,7 @@ def parts_of(block: nn.Module) -> BlockParts:
 
 def _resolve(cls: type[nn.Module]) -> Callable[[nn.Module], BlockParts]:
     cls = getattr(cls, "original_class", cls)
-    registered = next(c for c in cls.__mro__ if c in block_parts.registry)
+    registered: Any = next(c for c in cls.__mro__ if c in block_parts.registry)
     overrides = registered is not object and cls.forward is not registered.forward
     return _opaque if overrides else block_parts.dispatch(cls)
 
@@ -129,12 +130,13 @@ def accept_shortcut(block: nn.Module) -> None:
     ``torch.nn.utils.parametrize``: torchvision's ``forward`` takes no shortcut, and whoever hooks a
     block expects its hooks to fire.
     """
-    if _resolve(type(block))(block).known and not isinstance(block, _AcceptsShortcut):
-        block.__class__ = _accepting(type(block))
+    cls: type = type(block)  # mypy takes type[nn.Module] for unhashable
+    if _resolve(cls)(block).known and not isinstance(block, _AcceptsShortcut):
+        block.__class__ = _accepting(cls)
     _RESOLVED[type(block)] = _resolve(type(block))
 
 
-class _AcceptsShortcut:
+class _AcceptsShortcut(nn.Module):
     original_class: type[nn.Module]
 
     def forward(self, x: Tensor, *, shortcut: Tensor | None | str = "own") -> Tensor:
@@ -150,12 +152,12 @@ class _AcceptsShortcut:
 
 
 @cache
-def _accepting(cls: type[nn.Module]) -> type[nn.Module]:
+def _accepting(cls: type) -> type[nn.Module]:
     names = dict(original_class=cls, __module__=cls.__module__, __qualname__=cls.__qualname__)
     return type(cls.__name__, (_AcceptsShortcut, cls), names)
 
 
-def _new_accepting(cls: type[nn.Module]) -> nn.Module:
+def _new_accepting(cls: type) -> nn.Module:
     return _accepting(cls).__new__(_accepting(cls))
 
 

@@ -44,7 +44,7 @@ def summarise(records: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     Raises:
         ValueError: no images.
     """
-    totals = dict.fromkeys((*SHARES, "edges", "blocks"), 0)
+    totals: dict[str, float] = dict.fromkeys((*SHARES, "edges", "blocks"), 0)
     for matrix in (matrix for matrices in records.values() for matrix in matrices):
         images, size, _ = matrix.shape
         is_open = matrix.ne(0)

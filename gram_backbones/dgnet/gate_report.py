@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +53,7 @@ def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) 
 class _Report:
     """A hook on the networks; the last one that has run writes the line."""
 
-    def __init__(self, roots: list[nn.Module], log: Callable[[int, str], Any]):
+    def __init__(self, roots: Sequence[nn.Module], log: Callable[[int, str], Any]):
         self.log = log
         self.waiting = {id(root) for root in roots}
         self.records: dict[str, list[Tensor]] = {}
@@ -61,7 +61,8 @@ class _Report:
         for root in roots:
             for earlier in getattr(root, "_gate_report", ()):  # of an evaluation that read nothing
                 earlier.remove()
-            root._gate_report = (root.register_forward_hook(self, with_kwargs=True),)
+            handle = root.register_forward_hook(self, with_kwargs=True)
+            root.__dict__["_gate_report"] = (handle,)
 
     @torch.no_grad()
     def __call__(self, root: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:

@@ -15,9 +15,10 @@ in eager inference.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -115,11 +116,10 @@ class DynamicGraph(nn.Module):
         self.wiring = wired_edges(edges, n_blocks, wiring_seed)
         self.feeds_others = any(i == 0 and j > 1 for i, j in self.wiring)
         if edges == "dynamic":
-            self.routers = nn.ModuleList(
-                nn.Linear(channels, n_blocks + 1 - i) for i in range(n_blocks + 1)
-            )
-            for router in self.routers:
+            routers = [nn.Linear(channels, n_blocks + 1 - i) for i in range(n_blocks + 1)]
+            for router in routers:
                 nn.init.normal_(router.weight, std=0.01)
+            self.routers = nn.ModuleList(routers)
             self.thresholds = nn.Parameter(torch.empty(n_blocks + 1))
             self.open_chain(0.0, router_bias, side_bias)
         elif edges != "chain":
@@ -140,8 +140,9 @@ class DynamicGraph(nn.Module):
         with torch.no_grad():
             self.thresholds.fill_(threshold)
             for router in self.routers:
-                router.bias.fill_(side_bias)
-                router.bias[0] = chain_bias
+                bias = cast(Tensor, router.bias)
+                bias.fill_(side_bias)
+                bias[0] = chain_bias
 
     def forward(
         self, x: Tensor, blocks: Sequence[nn.Module], valid_sizes: ValidSizes | None = None
@@ -166,7 +167,7 @@ class DynamicGraph(nn.Module):
         dynamic = self.edges == "dynamic"
         edges = _DynamicEdges(self, valid_sizes) if dynamic else _FixedEdges(self, x)
         as_trained = self.training or self.gates_as_in_training
-        if dynamic and not as_trained and can_skip(x, blocks):
+        if isinstance(edges, _DynamicEdges) and not as_trained and can_skip(x, blocks):
             out = run_open_edges(self, edges, x, x0, blocks)
         else:
             out = self._run_all_edges(edges, x, x0, blocks)
@@ -198,7 +199,7 @@ class DynamicGraph(nn.Module):
         and norm of the shortcut run once in a forward pass [choice].
         """
         parts = parts_of(block)
-        run = block
+        run: Callable[[Tensor], Tensor] = block
         if parts.adds_shortcut and not self.block_shortcut:
             run = partial(call_with_shortcut, block, shortcut=None)
         elif parts.projection is not None and j == 1 and self.feeds_others:
@@ -349,10 +350,9 @@ def graph_for(
     graph = DynamicGraph(len(blocks), channels, **options)
     changes_shape = in_channels != channels or stride not in (1, (1, 1))
     if first.projection is None and changes_shape and graph.feeds_others:
-        graph.projection = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride, bias=False), resolve_norm(norm)(channels)
-        )
-        nn.init.kaiming_normal_(graph.projection[0].weight, mode="fan_out", nonlinearity="relu")
+        conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+        graph.projection = nn.Sequential(conv, resolve_norm(norm)(channels))
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     elif first.projection is not None and not graph.feeds_others and not graph.block_shortcut:
         # Nothing reads it: as a trainable parameter it would break data parallel training.
         first.projection.requires_grad_(False)

@@ -18,7 +18,7 @@ from ..fused import run_all, sequential_chains
 from ..layers import Norm, resolve_norm
 from ..staged import StagedBackbone, remove_module
 from .blocks import block_parts, parts_of
-from .graph import graph_for
+from .graph import dynamic_graphs, graph_for
 from .sums import ValidSizes, stage_sizes
 from .variants import VARIANTS, DGNetVariant, Layout
 
@@ -85,7 +85,7 @@ class _DynamicStages(nn.Module):
             chain_bias: router bias of the edges from a node to the next.
             side_bias: router bias of all other edges.
         """
-        for graph in self.graphs.values():
+        for graph in dynamic_graphs(self).values():
             graph.open_chain(threshold, chain_bias, side_bias)
 
 
@@ -280,10 +280,12 @@ def _feature_shapes(layout: Layout, network: nn.Module) -> tuple[dict[str, int],
 
 def _resized(head: nn.Module, num_classes: int) -> nn.Module:
     """The classifier with another number of outputs, with fresh weights where that changes."""
-    linear = head if isinstance(head, nn.Linear) else head[-1]
+    layers = list(head) if isinstance(head, nn.Sequential) else [head]
+    linear = layers[-1]
+    assert isinstance(linear, nn.Linear)  # in all base networks
     if linear.out_features == num_classes:
         return head
     fresh = nn.Linear(linear.in_features, num_classes)
     nn.init.normal_(fresh.weight, std=0.01)
     nn.init.zeros_(fresh.bias)
-    return fresh if isinstance(head, nn.Linear) else nn.Sequential(*head[:-1], fresh)
+    return nn.Sequential(*layers[:-1], fresh) if isinstance(head, nn.Sequential) else fresh

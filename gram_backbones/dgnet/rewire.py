@@ -26,7 +26,7 @@ class DynamicStage(nn.Module):
         self._names = list(stage._modules)
         for name, block in stage._modules.items():
             self.add_module(name, block)
-        self.add_module("graph", graph)
+        self.graph = graph
 
     def __len__(self) -> int:
         return len(self._names)
@@ -70,27 +70,25 @@ def rewire(network: nn.Module, stages: Sequence[str], example: Tensor, **options
         raise ValueError("stages is empty; name at least one nn.Sequential of the network")
     network = copy.deepcopy(network)
     found = dict(network.named_modules())
-    for path in stages:
-        _check_stage(path, found)
-    measured = _measure(network, {path: found[path] for path in stages}, example)
-    for path in stages:
-        blocks = list(found[path])
-        with _in_eval_mode(found[path]):
-            _check_maps(path, blocks, measured[path])
-        before, *after = (tuple(m.shape) for m in measured[path])
-        stride = tuple(-(-a // b) for a, b in zip(before[2:], after[0][2:]))
-        graph = graph_for(blocks, before[1], after[0][1], stride, **options)
-        place = next(found[path].parameters())
-        graph = graph.to(place.device, place.dtype).train(found[path].training)
-        stage = DynamicStage(found[path], graph)
+    sequences = {path: _find_stage(path, found) for path in stages}
+    measured = _measure(network, sequences, example)
+    for path, sequence in sequences.items():
+        blocks = list(sequence)
+        with _in_eval_mode(sequence):
+            before, after, *_ = _check_maps(path, blocks, measured[path])
+        stride = (-(-before[2] // after[2]), -(-before[3] // after[3]))
+        graph = graph_for(blocks, before[1], after[1], stride, **options)
+        place = next(sequence.parameters())
+        graph = graph.to(place.device, place.dtype).train(sequence.training)
+        stage = DynamicStage(sequence, graph)
         parent, _, name = path.rpartition(".")
-        stage.training = found[path].training
+        stage.training = sequence.training
         setattr(network.get_submodule(parent), name, stage)
     return network
 
 
-def _check_stage(path: str, found: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError where a path does not lead to a sequence of blocks."""
+def _find_stage(path: str, found: Mapping[str, nn.Module]) -> nn.Sequential:
+    """The sequence of blocks that a path leads to; ValueError where it leads to none."""
     stage = found.get(path)
     if not isinstance(stage, nn.Sequential) or not len(stage):
         known = [name for name, m in found.items() if name and isinstance(m, nn.Sequential)]
@@ -105,19 +103,26 @@ def _check_stage(path: str, found: Mapping[str, nn.Module]) -> None:
     blocks = list(stage)
     if len({id(block) for block in blocks}) < len(blocks) or "graph" in stage._modules:
         raise ValueError(f"{path!r} repeats a block, or has one named 'graph'")
+    return stage
 
 
-def _check_maps(path: str, blocks: list[nn.Module], measured: list[object]) -> None:
-    """Raise ValueError where blocks do not return maps of one shape, channels first.
+def _check_maps(
+    path: str, blocks: list[nn.Module], measured: list[object]
+) -> list[tuple[int, ...]]:
+    """The shapes of a stage's input and of every block's output.
 
     Args:
         path: of the stage.
         blocks: of the stage.
         measured: the stage's input, and every block's output.
+
+    Raises:
+        ValueError: the blocks do not return maps of one shape, channels first.
     """
+    maps = [m for m in measured if isinstance(m, Tensor)]
     if bad := [type(m).__name__ for m in measured if not isinstance(m, Tensor)]:
         raise ValueError(f"the blocks of {path!r} take or return {bad}; a graph takes tensors")
-    shapes = [tuple(m.shape) for m in measured]
+    shapes = [tuple(m.shape) for m in maps]
     if len(set(shapes[1:])) > 1:
         raise ValueError(
             f"the blocks of {path!r} return {shapes[1:]}; a graph sums their outputs and takes "
@@ -129,11 +134,11 @@ def _check_maps(path: str, blocks: list[nn.Module], measured: list[object]) -> N
             "(B, C, H, W), not sequences of tokens or volumes"
         )
     # A wider map has as many channels, unless the last axis is the channels.
-    x = measured[0]
+    x = maps[0]
     try:
         with torch.no_grad():
             for block in blocks:
-                x = block(torch.cat([x] * 4, 3) if x is measured[0] else x)
+                x = block(torch.cat([x] * 4, 3) if x is maps[0] else x)
         as_maps = x.shape[1] == shapes[1][1] and x.shape[3] > shapes[1][3]
         cause = None
     except Exception as error:  # whatever a block makes of channels that are not there
@@ -143,6 +148,7 @@ def _check_maps(path: str, blocks: list[nn.Module], measured: list[object]) -> N
             f"the blocks of {path!r} do not map a wider {shapes[0]}: they seem to have channels "
             "last, as Swin does, or to take one size alone; a graph takes (B, C, H, W)"
         ) from cause
+    return shapes
 
 
 @contextmanager

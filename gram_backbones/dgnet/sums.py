@@ -48,9 +48,12 @@ def stage_sizes(valid_sizes: ValidSizes, stride: int) -> ValidSizes:
         >>> stage_sizes([(65, 96)], 32)
         [(3, 3)]
     """
-    if len(valid_sizes) and isinstance(valid_sizes[0], Tensor):
-        return [(size + stride - 1) // stride for size in valid_sizes]
-    return [(-(-h // stride), -(-w // stride)) for h, w in valid_sizes]
+    return [
+        (size + stride - 1) // stride
+        if isinstance(size, Tensor)
+        else (-(-size[0] // stride), -(-size[1] // stride))
+        for size in valid_sizes
+    ]
 
 
 def mean_over_valid(x: Tensor, valid_sizes: ValidSizes | None, dtype: torch.dtype) -> Tensor:
@@ -66,8 +69,8 @@ def mean_over_valid(x: Tensor, valid_sizes: ValidSizes | None, dtype: torch.dtyp
     """
     if valid_sizes is None or len(valid_sizes) == 0:
         return x.mean((2, 3), dtype=dtype)
-    if isinstance(valid_sizes[0], Tensor):
-        sizes = torch.stack(tuple(valid_sizes)).to(x.device)
+    if tensors := [size for size in valid_sizes if isinstance(size, Tensor)]:
+        sizes = torch.stack(tensors).to(x.device)
     elif all(tuple(size) == tuple(x.shape[2:]) for size in valid_sizes):
         return x.mean((2, 3), dtype=dtype)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ from torchvision import models
 from torchvision.models.regnet import BlockParams, RegNet
 
 from ..preprocessing import CIFAR_RGB, IMAGENET_RGB, Preprocessing
-from ..renaming import Rename
 from ..staged import Variant
 from .cifar_resnet import CifarResNet
 from .names import NAMINGS
@@ -150,11 +149,7 @@ class DGNetVariant(Variant):
     head = property(lambda self: self.layout.head)
     classifier = property(lambda self: self.layout.classifier)
     recipes = property(lambda self: self.layout.recipes)
-
-    @property
-    def namings(self) -> Mapping[str, Rename]:
-        """See :class:`gram_backbones.staged.Variant`."""
-        return NAMINGS[self.layout.kind]
+    namings = property(lambda self: NAMINGS[self.layout.kind])
 
     @property
     def graph_options(self) -> dict[str, Any]:
@@ -167,9 +162,9 @@ class DGNetVariant(Variant):
         return f"{first}.{second}" if first in ("trunk_output", "features", "graphs") else first
 
 
-_X600M = dict(depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24)
-_X1600M = dict(depth=18, w_0=80, w_a=34.01, w_m=2.25, group_width=24)
-_Y600M = dict(depth=15, w_0=48, w_a=32.54, w_m=2.32, group_width=16, se_ratio=0.25)
+_X600M: dict[str, Any] = dict(depth=16, w_0=48, w_a=36.97, w_m=2.24, group_width=24)
+_X1600M: dict[str, Any] = dict(depth=18, w_0=80, w_a=34.01, w_m=2.25, group_width=24)
+_Y600M: dict[str, Any] = dict(depth=15, w_0=48, w_a=32.54, w_m=2.32, group_width=16, se_ratio=0.25)
 VARIANTS = {
     "dgnet_r18": DGNetVariant(models.resnet18, RESNET),
     "dgnet_r34": DGNetVariant(models.resnet34, RESNET),

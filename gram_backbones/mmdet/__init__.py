@@ -18,6 +18,7 @@ from .aognet import AOGNetBackbone, AOGNetStage
 from .detectors import GramATSS, GramFasterRCNN, GramMaskRCNN, ValidSizesMixin
 from .dgnet import DGNetBackbone, DGNetStage
 from .pictures import PicturesHook
+from .runs import GramRunner
 
 __all__ = [
     "AOGNetBackbone",
@@ -27,6 +28,7 @@ __all__ = [
     "GramATSS",
     "GramFasterRCNN",
     "GramMaskRCNN",
+    "GramRunner",
     "PicturesHook",
     "ValidSizesMixin",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mmdet.models.detectors import ATSS, FasterRCNN, MaskRCNN
+from mmdet.models.detectors import ATSS, BaseDetector, FasterRCNN, MaskRCNN
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..dgnet.image_sizes import ImageSizes
 
 
-class ValidSizesMixin:
+class ValidSizesMixin(BaseDetector):
     """Stands before any detector of MMDetection: passes ``img_shape`` on as ``valid_sizes``.
 
     For a detector that is not below::

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit
-from torch import nn
+from mmengine.model import BaseModule, PretrainedInit
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import has_fixed_parts
@@ -15,10 +14,13 @@ from ..staged import Variant
 from ..weights.fit import is_counter, load_weights
 from .norm import norm_factory
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 InitCfg = dict[str, Any] | Sequence[dict[str, Any]] | None
 
 
-class MMDetInterface:
+class MMDetInterface(BaseModule):
     """Stands before a core class and ``BaseModule`` in a class statement.
 
     Args:
@@ -36,6 +38,7 @@ class MMDetInterface:
     """
 
     default_variant: str
+    is_init: bool  # MMEngine's
     norm_eval = False
     missing_file: str | None = None  # what to say until something fills the module
 
@@ -54,7 +57,7 @@ class MMDetInterface:
         self.init_cfg = init_cfg
         self.train()
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; with ``norm_eval`` the statistics of BN stay as they are."""
         super().train(mode)
         if mode and self.norm_eval:

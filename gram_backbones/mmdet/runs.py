@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..dgnet.gate_report import report_gates
+from ..seeding import MODEL, seed_everything
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, read_weight_file
 from .interface import MMDetInterface
+from .replay import is_replayable, replayable, resume_line
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -130,8 +133,9 @@ def own_checkpoints() -> Iterator[None]:
         yield
 
 
+@RUNNERS.register_module()
 class GramRunner(Runner):
-    """MMEngine's runner, strict about what it loads.
+    """MMEngine's runner, strict about what it loads, whose resumed runs repeat (`.replay`).
 
     ``load_from`` is read as `gram_backbones.weights.files` reads: nothing in the file runs. It
     fills the whole detector; a file of a backbone alone, or of another detector, is refused. Only
@@ -144,6 +148,8 @@ class GramRunner(Runner):
             a backbone's ``init_cfg`` names a file that does not exist, and nothing else filled it.
     """
 
+    model: nn.Module
+    _train_dataloader: Any
     _resumes = False
     _heads = "exact"
 
@@ -155,8 +161,23 @@ class GramRunner(Runner):
         finally:
             self._heads = "exact"
 
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """MMEngine's, with samples that do not depend on the loader's workers."""
+        dataloader = self._train_dataloader
+        if is_replayable(dataloader):
+            self._train_dataloader = replayable(dataloader, self.seed)
+        loop = super().build_train_loop(loop)
+        self.logger.info(resume_line(self, loop, dataloader))
+        return loop
+
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """MMEngine's; an evaluation starts with a line about a DG-Net's closed edges."""
+        """MMEngine's, and what is ours at some points of a run.
+
+        Each iteration's draws are its own; an evaluation starts with a line about a DG-Net's
+        closed edges.
+        """
+        if fn_name == "before_train_iter":
+            seed_everything(MODEL, self.seed, self.rank, self.iter)
         if fn_name in ("before_val_epoch", "before_test_epoch"):
             report_gates(self.model, self.logger.log)
         super().call_hook(fn_name, **kwargs)

@@ -118,7 +118,8 @@ def fit_detector(
         raise ValueError(f"heads is {heads!r}; allowed are {HEADS}")
     tensors = {name.removeprefix("module."): value for name, value in file.tensors.items()}
     file = WeightFile(file.source, tensors, file.record)
-    values, fits = {}, []
+    values: dict[str, Tensor] = {}
+    fits: list[Fit] = []
     networks = _networks(parts)
     for network in networks:
         found = network.fit(own, file)
@@ -126,7 +127,8 @@ def fit_detector(
         values |= {network.places[whole]: value for whole, value in found.values.items()}
     places = {place for network in networks for place in network.places.values()}
     outside = {n: v for n, v in own.items() if n not in places and is_required(n)}
-    rest, resized = {}, []
+    rest: dict[str, Tensor] = {}
+    resized: list[str] = []
     if heads != "optional" or outside.keys() & tensors.keys():
         rest, resized = _fit_heads(outside, file, other_classes=heads != "exact")
     taken = {*values, *rest, *resized}

@@ -232,7 +232,8 @@ def fetch_file(source: str | Path) -> Path:
         raise WeightError(f"{source} is not read: allowed are paths and https:// addresses")
     named = re.search(r"-([0-9a-f]{8,64})\.\w+$", parts.path)
     given = re.fullmatch(r"sha256=([0-9a-f]{8,64})", parts.fragment)
-    wanted = (given or named)[1] if given or named else None
+    stated = given or named
+    wanted = stated[1] if stated else None
     if wanted is None:
         raise WeightError(
             f"{source} is not read: it has no hash to check. Append #sha256=<the file's SHA-256>"

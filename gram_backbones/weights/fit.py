@@ -135,12 +135,9 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
         {name: network[name] for name in wanted}, found, lambda name, _: name.startswith(head)
     )
     values = matched.values
-    unmapped = [n for n in file.tensors if n not in names and not is_counter(n)]
+    left, others = _unmapped(file, names, prefix)
     ignored = [n for n, mine in names.items() if mine not in values and not is_counter(n)]
     built = {variant.part_of(name) for name in network if not name.startswith(head)}
-    inside = prefix.endswith(("backbone.", "bottom_up."))
-    others = [n for n in unmapped if inside and not n.startswith(prefix)]
-    left = [n for n in unmapped if n not in others]
     # Of a stage that is built the network has every tensor that the file may have.
     left += [n for n in ignored if variant.part_of(names[n]) in built and names[n] not in wanted]
     count = sum(name in found or not is_counter(name) for name in wanted)
@@ -157,6 +154,16 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
         tuple(others),
         tuple(_warnings(file, variant, naming)),
     )
+
+
+def _unmapped(
+    file: WeightFile, names: Mapping[str, str], prefix: str
+) -> tuple[list[str], list[str]]:
+    """Names in a file that are not the network's: left over, and of a detector's other parts."""
+    unmapped = [n for n in file.tensors if n not in names and not is_counter(n)]
+    inside = prefix.endswith(("backbone.", "bottom_up."))
+    others = [n for n in unmapped if inside and not n.startswith(prefix)]
+    return [n for n in unmapped if n not in others], others
 
 
 def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
@@ -205,16 +212,17 @@ def _complaint(file: WeightFile, filled: int, wanted: int, problems: dict[str, l
 
 
 def fitting_models(file: WeightFile) -> list[str]:
-    """Names of the models whose every tensor, classifier aside, a file has in the right shape."""
+    """Names of the models whose tensors, classifier aside, are those of a file, in shape too."""
     fitting = []
     for model in list_models():
         variant = find_variant(model)
         shapes = tensor_shapes(variant)
-        names = find_names(variant, file.tensors)[2]
+        _, prefix, names = find_names(variant, file.tensors)
+        left, _ = _unmapped(file, names, prefix)
         found = {mine: tuple(file.tensors[name].shape) for name, mine in names.items()}
         wanted, _ = _required_names(shapes, variant, found)
         wanted = [n for n in wanted if not is_counter(n) and not n.startswith(f"{variant.head}.")]
-        if all(found.get(name) == shapes[name] for name in wanted):
+        if not left and all(found.get(name) == shapes[name] for name in wanted):
             fitting.append(model)
     return fitting
 

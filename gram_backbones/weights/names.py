@@ -72,7 +72,7 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
 
 def _head_names(found: Iterable[str], ours: Mapping[str, None], prefix: str) -> dict[str, str]:
     """The last stage of a C4 detector, which stands in its RoI heads under our own names."""
-    names = {}
+    names: dict[str, str] = {}
     for name in found:
         for head in HEAD_PREFIXES:
             if name.startswith(prefix + head):

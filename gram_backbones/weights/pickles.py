@@ -50,6 +50,7 @@ class _Call:
     """A function that a pickle may call, and not change."""
 
     __slots__ = ("_function",)
+    _function: Callable
 
     def __init__(self, function: Callable):
         object.__setattr__(self, "_function", function)

@@ -428,6 +428,7 @@ def run_tool(*arguments, launcher=()):
     return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_an_imagenet_backbone_s_last_checkpoint_fills_a_detector_s(fewest, tmp_path):
     done = run_tool(
         *("--model", "aognet_4m", "--data", fewest, "--img-size", 64, "--epochs", 1),

@@ -36,7 +36,8 @@ def state_of(run, name):
     return torch.load(Path(run) / f"model_{name}.pth", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("family", ("aognet", pytest.param("dgnet", marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ("aognet", "dgnet"))
 def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
     family, tmp_path, check_gloo_ended
 ):

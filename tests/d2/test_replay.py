@@ -14,8 +14,8 @@ from gram_backbones.d2.replay import (
     ResumedSampler,
     SeededDataset,
     build_replayable_train_loader,
-    seeded,
 )
+from gram_backbones.seeding import seeded
 from tests.d2.test_engine import cfg, demo  # noqa: F401
 
 # ruff: noqa: F811 (fixtures are arguments)

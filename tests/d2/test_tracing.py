@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 DGNETS = ("mask_rcnn_dgnet_r50_fpn_1x", "mask_rcnn_dgnet_r50_c4_1x")
 AOGNET = "mask_rcnn_aognet12m_fpn_1x"
+DETECTORS = (*DGNETS, pytest.param(AOGNET, marks=pytest.mark.slow))
 SIZE = (64, 96)
 
 
@@ -86,7 +87,7 @@ def traced_detector(name):
     return lambda item: adapter.outputs_schema(traced(item["image"]))
 
 
-@pytest.mark.parametrize("name", (*DGNETS, AOGNET))
+@pytest.mark.parametrize("name", DETECTORS)
 def test_a_traced_detector_finds_the_same_as_in_eager_mode(name):
     model, inputs = detector(name)
     run = traced_detector(name)
@@ -95,7 +96,7 @@ def test_a_traced_detector_finds_the_same_as_in_eager_mode(name):
             check_same_detections(run(item)[0], detect(model, item)[0])
 
 
-@pytest.mark.parametrize("name", (*DGNETS, AOGNET))
+@pytest.mark.parametrize("name", DETECTORS)
 def test_a_traced_detector_takes_other_image_sizes(name):
     model, inputs = detector(name)
     run = traced_detector(name)
@@ -105,7 +106,7 @@ def test_a_traced_detector_takes_other_image_sizes(name):
             check_same_detections(run(item)[0], detect(model, item)[0])
 
 
-@pytest.mark.parametrize("name", (*DGNETS, AOGNET))
+@pytest.mark.parametrize("name", DETECTORS)
 def test_detectron2_counts_operators(name):
     model, inputs = detector(name)
     with torch.no_grad():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
+pytest.importorskip("detectron2", reason="its part of the package draws the data set")
 
 import mmdet
 from mmengine.config import Config
@@ -124,6 +125,7 @@ def test_the_wheel_ships_all_configs_and_says_where(installed, tmp_path):
     assert done.stdout.strip() == str(folders[1])
 
 
+@pytest.mark.slow
 def test_a_config_of_one_s_own_trains_with_mmdetection_s_own_tool(installed, demo, tmp_path):
     base = installed / "gram_backbones/mmdet_configs/mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py"
     file = write_config(tmp_path, base, demo, SMALL_MASK_RCNN)
@@ -159,6 +161,7 @@ def test_the_tool_trains_evaluates_and_draws(trained):
     assert np.abs(picture[:, :160].astype(int) - picture[:, 160:]).mean() > 1
 
 
+@pytest.mark.slow
 def test_the_tool_evaluates_a_checkpoint_and_draws(trained, demo, tmp_path):
     file, out, _ = trained
     options = ("--data-root", demo, "--work-dir", tmp_path / "test", "--pictures", 1)
@@ -179,6 +182,7 @@ def test_the_tool_refuses_what_does_not_fill_the_detector(trained, demo, tmp_pat
     assert done.returncode == 1 and "missing: neck.lateral_convs" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
     file, out, _ = trained
     key = "model.backbone.init_cfg"

@@ -356,3 +356,12 @@ def test_torchvision_s_names_are_addresses(server):
     with pytest.raises(WeightError, match="another SHA-256"):  # the server has one file only
         load_weights(DGNet("dgnet_r50"), "torchvision://resnet50")
     assert requests[0].full_url == models.ResNet50_Weights.IMAGENET1K_V1.url
+
+
+def test_a_deeper_network_s_file_names_the_deeper_model_alone():
+    """Bug: the message named the network that had just refused the file."""
+    with torch.device("meta"):
+        deeper = models.resnet34().state_dict()
+    state = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in deeper.items()}
+    with pytest.raises(WeightError, match="left over: layer1.2.*its tensors fit dgnet_r34$"):
+        load_weights(DGNet("dgnet_r18"), state)

@@ -142,7 +142,10 @@ def test_converted_files_load_in_plain_detectron2_and_plain_mmengine(model, tmp_
     check(stage, "res5.")
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize(
+    "kind",
+    [k if k in ("shape", "hostile") else pytest.param(k, marks=pytest.mark.slow) for k in DAMAGES],
+)
 def test_a_bad_file_is_refused_in_both_frameworks_and_changes_nothing(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, says = damage(kind, tmp_path)
