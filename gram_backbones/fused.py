@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -86,10 +87,14 @@ def run_all(
 def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Modules with those inside ``nn.Sequential`` in its place."""
     for layer in layers:
-        if type(layer).forward is nn.Sequential.forward and not _has_hooks(layer):
-            yield from _flat(layer)
+        if _is_sequence(layer) and not _has_hooks(layer):
+            yield from _flat(layer.children())
         else:
             yield layer
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return type(module).forward is nn.Sequential.forward
 
 
 def _is_relu(function: Callable[[Tensor], Tensor] | None) -> bool:
@@ -110,6 +115,9 @@ class FusedConv(nn.Module):
         ValueError: a norm that uses statistics of the batch, or another padding.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, conv: nn.Conv2d, norm: nn.Module | None):
         super().__init__()
         with torch.no_grad():
@@ -119,8 +127,9 @@ class FusedConv(nn.Module):
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if bias is None else bias.detach())
-        self.options = [conv.stride, conv.padding, conv.dilation, conv.groups]
-        self.kept: tuple[int, Tensor] | None = None  # the weight's version, and it packed
+        self.options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.kept: tuple[Tensor, Tensor] | None = None  # the weight, and the same packed
+        self.eval()
 
     def forward(self, x: Tensor, add: Tensor | None = None, *, relu: bool = False) -> Tensor:
         """Map ``(B, C_in, H_in, W_in)`` to ``(B, C, H, W)``, the shape of ``add``."""
@@ -139,12 +148,9 @@ class FusedConv(nn.Module):
         after = "relu" if relu else "none"
         if self.kept is None or self.kept[0] is not self.weight:
             # Any size serves: the layout hardly depends on it, and all sizes are computed right.
-            self.kept = (
-                self.weight,
-                torch._C._nn.mkldnn_reorder_conv2d_weight(
-                    self.weight.contiguous().to_mkldnn(), padding, stride, dilation, groups, x.shape
-                ),
-            )
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the size
+            dense = self.weight.contiguous().to_mkldnn()
+            self.kept = self.weight, reorder(dense, padding, stride, dilation, groups, x.shape)
         arguments = (self.kept[1], self.bias, padding, stride, dilation, groups)
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(x, *arguments, after, [], "")
@@ -199,7 +205,7 @@ def deploy(module: nn.Module) -> nn.Module:
     """
     module = copy.deepcopy(module).eval()
     for network in list(module.modules()):
-        if hasattr(network, "conv_chains"):
+        if hasattr(network, "conv_chains") and callable(network.conv_chains):
             parents = [m for m in network.modules() if type(m) is not FusedConv]
             places = {id(m): (parent, n) for parent in parents for n, m in parent.named_children()}
             for chain in list(network.conv_chains()):
@@ -207,11 +213,16 @@ def deploy(module: nn.Module) -> nn.Module:
     return module
 
 
+def is_deployed(module: nn.Module) -> bool:
+    """Whether :func:`deploy` made it."""
+    return any(type(child) is FusedConv for child in module.modules())
+
+
 def sequential_chains(module: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules of every ``nn.Sequential`` inside a module, in order."""
     for child in module.modules():
-        if type(child).forward is nn.Sequential.forward:
-            yield list(child)
+        if _is_sequence(child):
+            yield list(child.children())
 
 
 def _fold(chain: list[nn.Module], places: Mapping[int, tuple[nn.Module, str]]) -> None:
@@ -220,7 +231,7 @@ def _fold(chain: list[nn.Module], places: Mapping[int, tuple[nn.Module, str]]) -
         with torch.no_grad():
             if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and _is_fixed(norm):
                 setattr(*places[id(conv)], FusedConv(conv, norm))
-                setattr(*places[id(norm)], nn.Identity())
+                setattr(*places[id(norm)], nn.Identity().eval())
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
@@ -261,7 +272,7 @@ def forget_fused(module: nn.Module) -> None:
             _CACHE.pop(child, None)
 
 
-def _is_fixed(norm: nn.Module) -> bool:
+def _is_fixed(norm: Any) -> bool:
     """Whether a norm is an affine map that nothing trains."""
     if type(norm) in FROZEN_NORMS:
         return True
@@ -292,7 +303,7 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _fused(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _fused(conv: nn.Conv2d, norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias of both as one; kept as long as no gradient is asked for."""
     sources = [conv.weight, conv.bias, norm.weight, norm.bias]
     sources = [t for t in (*sources, norm.running_mean, norm.running_var) if t is not None]
@@ -312,7 +323,7 @@ def _fused(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]
     return weight, bias
 
 
-def _fuse(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _fuse(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     """W' = w · γ/σ and b' = β + (b − μ) · γ/σ, in the dtype of the weight."""
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
-from .fused import FusedConv, deploy, fast_format, forget_fused, format_of, run, sequential_chains
+from .fused import (
+    deploy,
+    fast_format,
+    forget_fused,
+    format_of,
+    is_deployed,
+    run,
+    sequential_chains,
+)
 from .layers import freeze
 from .preprocessing import Preprocessing
 from .renaming import Rename
@@ -205,9 +213,9 @@ class StagedBackbone(nn.Module):
         yield [self.get_submodule(path) for path in self.variant.stem_paths]
         yield from sequential_chains(self)
 
-    def deploy(self) -> StagedBackbone:
+    def deploy(self) -> Self:
         """A copy for inference, see :func:`gram_backbones.fused.deploy`."""
-        return deploy(self)
+        return cast("Self", deploy(self))
 
     # Freezing
 
@@ -233,7 +241,7 @@ class StagedBackbone(nn.Module):
         Raises:
             ValueError: a deployed network is to train.
         """
-        if mode and any(type(module) is FusedConv for module in self.modules()):
+        if mode and is_deployed(self):
             raise ValueError("a deployed network only infers; train the one it was made from")
         super().train(mode)
         forget_fused(self)  # weights that were written to behind autograd's back count again

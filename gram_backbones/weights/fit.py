@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..fused import is_deployed
 from ..registry import find_variant, list_models
 from ..staged import Variant
 from .files import WeightError, WeightFile, read_weight_file
@@ -265,6 +266,8 @@ def load_weights(
     if prefix:
         part = {n.removeprefix(prefix): v for n, v in file.tensors.items() if n.startswith(prefix)}
         file = WeightFile(f"{file.source} ({prefix}*)", part, file.record)
+    if is_deployed(module):
+        raise ValueError("a deployed network takes no weights; load them and deploy again")
     variant, names = network_tensors(module)
     own = module.state_dict()
     found = fit({whole: own[name] for whole, name in names.items()}, variant, file)
