@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,7 @@ from .layers import is_traced
 FROZEN_NORMS: set[type[nn.Module]] = {FrozenBatchNorm2d}
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _CHANNELS_LAST = (torch.float32, torch.bfloat16, torch.float16)
+_enabled = True  # see unfused
 # Convolution -> what its fused weight and bias were made of, and these two.
 _CACHE: WeakKeyDictionary[nn.Module, tuple[list[tuple[Tensor, int]], Tensor, Tensor]]
 _CACHE = WeakKeyDictionary()
@@ -244,7 +246,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         norm: what follows it.
         x: ``(B, C_in, H, W)``.
     """
-    if not _is_fixed(norm) or not _can_fuse(conv, norm) or is_traced(x):
+    if not _enabled or not _is_fixed(norm) or not _can_fuse(conv, norm) or is_traced(x):
         return norm(conv(x))
     weight, bias = _fused(conv, norm, x)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -255,7 +257,7 @@ def fast_format(x: Tensor) -> Tensor:
 
     What is traced stays as it is, as do other devices and dtypes.
     """
-    if x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST or is_traced(x):
+    if not _enabled or x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST or is_traced(x):
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -263,6 +265,20 @@ def fast_format(x: Tensor) -> Tensor:
 def format_of(like: Tensor, x: Tensor) -> Tensor:
     """``x`` in the memory format of another tensor: contiguous where that is contiguous."""
     return x.contiguous() if like.is_contiguous() and not is_traced(x) else x
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """The plain form while the context lasts: module after module, in the image's format.
+
+    For comparisons, and where a difference by rounding matters.
+    """
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
 
 
 def forget_fused(module: nn.Module) -> None:

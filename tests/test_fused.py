@@ -12,17 +12,9 @@ from gram_backbones import create_model, fused, list_models
 from gram_backbones.fused import conv_norm, run
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """A function that computes without fusing and in the given memory format."""
-
-    def compute(function):
-        with monkeypatch.context() as patch:
-            patch.setattr(fused, "_can_fuse", lambda conv, norm: False)
-            patch.setattr(fused, "_CHANNELS_LAST", ())
-            return function()
-
-    return compute
+def plain(function):
+    with fused.unfused():
+        return function()
 
 
 def filled(module):
@@ -56,7 +48,7 @@ def count_fused(monkeypatch):
 
 @pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize("norm", ("BN", "FrozenBN"))
-def test_inference_computes_the_same(name, norm, plain, monkeypatch):
+def test_inference_computes_the_same(name, norm, monkeypatch):
     model, x = small(name, features_only=True, norm=norm)
     model.eval()
     calls = count_fused(monkeypatch)
@@ -73,7 +65,7 @@ def test_inference_computes_the_same(name, norm, plain, monkeypatch):
 
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18", "dgnet_regnety_600m"))
 @pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 1e-5), (torch.float64, 1e-10)))
-def test_gradients_with_frozen_norms_are_the_same(name, dtype, tolerance, plain):
+def test_gradients_with_frozen_norms_are_the_same(name, dtype, tolerance):
     model, x = small(name, features_only=True, norm="FrozenBN")
     model.to(dtype).train()
     x = x.to(dtype)

@@ -1,0 +1,255 @@
+#!/usr/bin/env python
+"""Speed of networks side by side: they alternate in one process, after a warm-up.
+
+tools/benchmark.py                                          AOGNets against torchvision's ResNets
+tools/benchmark.py --models dgnet_r50 resnet50 --modes plain deployed --size 800 1088
+tools/benchmark.py --train --models aognet_12m --size 512 672
+tools/benchmark.py --skipping                               DG-ResNet-50 with blocks left out
+
+Modes: plain is module after module with norms in evaluation mode; frozen is what detectors build,
+with FrozenBN; channels_last is plain on channels-last weights and images; deployed is `deploy()`,
+for a ResNet folded norms and channels last; compiled is torch.compile of frozen, with freezing.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.profiler import profile
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FrozenBatchNorm2d
+
+from gram_backbones import create_model, list_models
+from gram_backbones.flops import count_conv_flops
+from gram_backbones.fused import deploy, unfused
+
+MODES = ("plain", "frozen", "channels_last", "deployed", "compiled")
+RESNETS = ("resnet50", "resnet101")
+# (stage, node) pairs of DG-ResNet-50 that get no input; stage 2 is res4.
+REMOVALS = {
+    0: [],
+    2: [(2, 5), (2, 6)],
+    4: [(0, 3), (1, 4), (2, 6), (3, 3)],
+    8: [(0, 2), (0, 3), (1, 3), (1, 4), (2, 5), (2, 6), (3, 2), (3, 3)],
+}
+
+
+def build(name: str, norm: str = "BN", **options) -> nn.Module:
+    """A network of feature maps, ours or torchvision's."""
+    torch.manual_seed(0)
+    if name not in RESNETS:
+        return create_model(name, features_only=True, norm=norm, **options)
+    layer = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}[norm]
+    resnet = torchvision.models.get_model(name, norm_layer=layer)
+    return IntermediateLayerGetter(resnet, {f"layer{i}": f"res{i + 1}" for i in (1, 2, 3, 4)})
+
+
+def folded(resnet: nn.Module) -> nn.Module:
+    """A copy of torchvision's ResNet with its norms folded into its convolutions."""
+    resnet = copy.deepcopy(resnet).eval()
+    for parent in list(resnet.modules()):
+        children = list(parent.named_children())
+        convs = {n: m for n, m in children if isinstance(m, nn.Conv2d)}
+        norms = {n: m for n, m in children if isinstance(m, nn.BatchNorm2d)}
+        for (conv, before), (norm, after) in zip(convs.items(), norms.items()):
+            setattr(parent, conv, fuse_conv_bn_eval(before, after))
+            setattr(parent, norm, nn.Identity())
+    return resnet
+
+
+def contestant(name: str, mode: str, image: Tensor) -> tuple[Callable[[], object], nn.Module]:
+    """What to time, and the network."""
+    model = build(name, "FrozenBN" if mode in ("frozen", "compiled") else "BN")
+    model.to(image.device, image.dtype).eval()
+    if mode == "deployed":
+        model = folded(model) if name in RESNETS else deploy(model)
+    if mode in ("channels_last", "deployed"):
+        model, image = (t.to(memory_format=torch.channels_last) for t in (model, image))
+    if mode == "compiled":
+        model = torch.compile(model)
+    plain = unfused if mode in ("plain", "channels_last") else nullcontext
+
+    def run() -> None:
+        with plain():
+            model(image)
+        if image.is_cuda:
+            torch.cuda.synchronize()
+
+    return run, model
+
+
+def training_step(name: str, mode: str, image: Tensor) -> tuple[Callable[[], object], nn.Module]:
+    """Forward and backward pass; ``frozen_with_cp`` recomputes activations."""
+    options = {"with_cp": True} if mode == "frozen_with_cp" else {}
+    model = build(name, "BN" if mode == "plain" else "FrozenBN", **options).to(image.device)
+    if mode == "plain":  # statistics are fixed, as in the published detectors
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval().requires_grad_(False)
+    plain = unfused if mode == "plain" else nullcontext
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        with plain():
+            sum(feature.mean() for feature in model(image).values()).backward()
+        if image.is_cuda:
+            torch.cuda.synchronize()
+
+    return run, model
+
+
+def alternate(runs: dict[object, Callable[[], object]], rounds: int) -> dict[object, list[float]]:
+    """Seconds of every contestant, ``rounds`` times in turn, after two rounds of warm-up."""
+    seconds: dict[object, list[float]] = {key: [] for key in runs}
+    for _ in range(rounds + 2):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[key].append(time.perf_counter() - start)
+    return {key: values[2:] for key, values in seconds.items()}
+
+
+def count_operators(run: Callable[[], object]) -> int:
+    """Operators that the network itself calls, as the profiler sees them."""
+    with profile() as events:
+        run()
+    ours = ("aten::", "mkldnn::", "cudnn")
+    return sum(e.cpu_parent is None and e.name.startswith(ours) for e in events.events())
+
+
+def peak_memory(run: Callable[[], object], model: nn.Module, image: Tensor) -> float:
+    """Bytes at the peak of a step, parameters included."""
+    if image.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated()
+    tracker = MemTracker()
+    tracker.track_external(model, image)
+    with tracker:
+        run()
+    return sum(sizes["Total"] for sizes in tracker.get_tracker_snapshot("peak").values())
+
+
+def compare(args: argparse.Namespace, image: Tensor) -> list[dict]:
+    """A row for every model and mode."""
+    modes = ("plain", "frozen", "frozen_with_cp") if args.train else args.modes
+    start = training_step if args.train else contestant
+    pairs = {(name, mode): start(name, mode, image) for name in args.models for mode in modes
+             if not (name in RESNETS and mode == "frozen_with_cp")}  # fmt: skip
+    with nullcontext() if args.train else torch.no_grad():
+        seconds = alternate({key: run for key, (run, _) in pairs.items()}, args.rounds)
+    rows = []
+    for (name, mode), values in seconds.items():
+        run, model = pairs[name, mode]
+        values = sorted(values)
+        row = dict(model=name, mode=mode, ms=statistics.median(values) * 1e3)
+        quarter = len(values) // 4
+        row["ms from"], row["ms to"] = values[quarter] * 1e3, values[-1 - quarter] * 1e3
+        flops = count_conv_flops(build(name), tuple(args.size)) * args.batch / 1e9
+        row["ms/GFLOP"] = row["ms"] / flops
+        row["of plain"] = row["ms"] / statistics.median(seconds[name, modes[0]]) / 1e3
+        if args.train:
+            row["peak MB"] = peak_memory(run, model, image) / 1e6
+        elif mode != "compiled":
+            with torch.no_grad():
+                row["operators"] = count_operators(run)
+        rows.append(row)
+    return rows
+
+
+def compare_skipping(args: argparse.Namespace, image: Tensor) -> list[dict]:
+    """DG-ResNet-50 with blocks that get no input, against torchvision's ResNet-50."""
+    rows = []
+    base = torchvision.models.resnet50().eval()
+    whole = count_conv_flops(base, tuple(args.size))
+    for count, removed in REMOVALS.items():
+        model = create_model("dgnet_r50", weights=None).eval()
+        model.load_state_dict(base.state_dict(), strict=False)
+        with torch.no_grad():
+            for stage, node in removed:
+                model.graphs[str(stage)].thresholds[node - 1] = 2.0
+        share = 1 - count_conv_flops(model, tuple(args.size)) / whole
+        modes = {"plain": (base, model, unfused)}
+        if args.deployed:
+            last = folded(base).to(memory_format=torch.channels_last)
+            modes = {"deployed": (last, deploy(model), nullcontext)}
+        for mode, (first, second, context) in modes.items():
+            x = image.to(memory_format=torch.channels_last) if mode == "deployed" else image
+            with torch.inference_mode(), context():
+                runs = {1: partial(first, x), 2: partial(second, x)}
+                seconds = alternate(runs, args.rounds)
+            ratios = sorted(b / a for a, b in zip(seconds[1], seconds[2]))
+            quarter = len(ratios) // 4
+            rows.append({
+                "mode": mode, "blocks removed": count, "FLOPs removed": share,
+                "ResNet-50, ms": statistics.median(seconds[1]) * 1e3,
+                "DG-Net, ms": statistics.median(seconds[2]) * 1e3,
+                "ratio": statistics.median(ratios), "from": ratios[quarter],
+                "to": ratios[-1 - quarter], "bound": 1.15 - 0.8 * share,
+            })  # fmt: skip
+    return rows
+
+
+def draw(rows: list[dict], file: Path) -> None:
+    """A bar for every model and mode."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1), layout="constrained")
+    names = [f"{row.get('model', 'dgnet_r50')} {row['mode']}" for row in rows]
+    axes.barh(names, [row["ms"] for row in rows])
+    axes.bar_label(axes.containers[0], fmt="%.0f", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("median, ms")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=120)
+
+
+def parse_args() -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    known = [*list_models(), *RESNETS]
+    default = ["aognet_12m_released", "aognet_40m_released", "resnet50", "resnet101"]
+    parser.add_argument("--models", nargs="+", choices=known, default=default, metavar="MODEL")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES[:4]))
+    parser.add_argument("--train", action="store_true", help="training steps with fixed norms")
+    parser.add_argument("--skipping", action="store_true", help="DG-ResNet-50 against ResNet-50")
+    parser.add_argument("--deployed", action="store_true", help="with --skipping: both deployed")
+    parser.add_argument("--rounds", type=int, default=15, help="default: 15")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 672), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON too")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the rows as bars too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    image = torch.randn(args.batch, 3, *args.size).to(args.device, dtype)
+    rows = (compare_skipping if args.skipping else compare)(args, image)
+    threads = f"{torch.get_num_threads()} threads" if args.device == "cpu" else "synchronised"
+    shape = " × ".join(map(str, image.shape))
+    print(f"torch {torch.__version__}, {args.device}, {threads}, {shape}, {args.dtype}\n")
+    print(tabulate(rows, "keys", tablefmt="github", floatfmt=".3g"))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    if args.picture and not args.skipping:
+        draw(rows, args.picture)
