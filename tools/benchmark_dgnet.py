@@ -15,7 +15,7 @@ from torchvision.models import resnet50
 from gram_backbones import create_model, load_weights
 from gram_backbones.flops import count_conv_flops
 
-# (stage, node) pairs to remove; stages and nodes as in the docs: stage 2 is res4.
+# (stage, node) pairs to remove, numbered as in the docs: stage 2 is res4.
 REMOVALS = {
     0: [],
     2: [(2, 5), (2, 6)],
@@ -32,8 +32,16 @@ def seconds(network: torch.nn.Module, image: torch.Tensor) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=25, help="alternating pairs (default: 25)")
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 672), help="height and width")
+    parser.add_argument(
+        "--pairs", type=int, default=25, help="number of alternating pairs (default: 25)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(512, 672),
+        help="image height and width (default: 512 672)",
+    )
     args = parser.parse_args()
     size = tuple(args.size)
     torch.manual_seed(0)
@@ -49,7 +57,7 @@ if __name__ == "__main__":
                 model.graphs[str(stage)].thresholds[node - 1] = 2.0
         share = 1 - count_conv_flops(model, size) / whole
         with torch.inference_mode():
-            for network in (base, model) * 5:  # the allocator settles
+            for network in (base, model) * 5:  # warm up the allocator
                 seconds(network, image)
             pairs = [(seconds(base, image), seconds(model, image)) for _ in range(args.pairs)]
         ratios = sorted(b / a for a, b in pairs)
