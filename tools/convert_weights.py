@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a weight file to another naming or layout, with a record of where it is from.
+"""Convert a weight file to another naming or layout, with a record of its origin.
 
 tools/convert_weights.py aognet_12m.pth aognet_12m.safetensors --model aognet_12m_released
 tools/convert_weights.py aognet_12m.pth detector.pth --model aognet_12m_released --layout d2-c4
@@ -17,16 +17,26 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="file, or https:// address with a hash")
-    parser.add_argument("target", help="ends with .safetensors, .pth, .pt or .pkl")
-    parser.add_argument("--model", required=True, choices=list_models(), metavar="NAME")
-    parser.add_argument("--names", default="own", choices=NAMINGS, help="default: own")
-    parser.add_argument("--layout", default="backbone", choices=LAYOUTS, help="default: backbone")
-    parser.add_argument("--licence", help="of the weights, for the record")
+    parser.add_argument("source", help="weight file, or https:// address with a hash")
+    parser.add_argument("target", help="output file, .safetensors, .pth, .pt or .pkl")
+    parser.add_argument(
+        "--model", required=True, choices=list_models(), metavar="NAME", help="model of the file"
+    )
+    parser.add_argument(
+        "--names", default="own", choices=NAMINGS, help="naming of the tensors (default: own)"
+    )
+    parser.add_argument(
+        "--layout",
+        default="backbone",
+        choices=LAYOUTS,
+        help="bare backbone, or a detector's names for plain Detectron2 or MMEngine "
+        "(default: backbone)",
+    )
+    parser.add_argument("--licence", help="licence of the weights, for the record")
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="run whatever a pickle asks for; for files only that you trust with this machine",
+        help="let a pickle run arbitrary code; only for files that you trust",
     )
     return parser.parse_args()
 

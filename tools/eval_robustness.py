@@ -30,20 +30,22 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help="name of the model")
     parser.add_argument("images", help="folder with one folder of images per class")
+    parser.add_argument("--checkpoint", required=True, help="weight file of the trained classifier")
     parser.add_argument(
-        "--checkpoint", required=True, help="weights: tensors by name, or under state_dict"
+        "--epsilons",
+        type=float,
+        nargs="+",
+        default=[0.1, 0.3],
+        help="step sizes (default: 0.1 0.3, as in Table 2)",
     )
-    parser.add_argument(
-        "--epsilons", type=float, nargs="+", default=[0.1, 0.3], help="default: 0.1 0.3 (Table 2)"
-    )
-    parser.add_argument("--size", type=int, default=224, help="pixels of the crop (default: 224)")
+    parser.add_argument("--size", type=int, default=224, help="crop size in pixels (default: 224)")
     parser.add_argument(
         "--resize",
         type=int,
-        help="pixels of the shorter side before the crop (default: size / 0.875)",
+        help="shorter side in pixels before the crop (default: size / 0.875)",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="default: 32")
-    parser.add_argument("--workers", type=int, default=2, help="that load images (default: 2)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 

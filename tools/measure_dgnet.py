@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Measure DG-Net on photographs: its trainable start, and what padding does to its edges.
+"""Measure DG-Net on photographs: how close it starts to its base, and how padding moves its edges.
 
     tools/measure_dgnet.py start DATASETS/coco/val2017     deviation from the base against gradient
     tools/measure_dgnet.py padding DATASETS/coco/val2017   how far padding moves edge weights
 
-Without downloads there are no trained weights: the base network is a random torchvision ResNet-50
-whose BN statistics are taken on the photographs first.
+No trained weights are used: the base network is torchvision's ResNet-50 with random weights, whose
+BN statistics are first computed on the photographs.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def settled_base(images: torch.Tensor) -> torch.nn.Module:
     base = resnet50()
     for module in base.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # plain average
+            module.momentum = None  # cumulative average
     with torch.no_grad():
         base.train()(images)
     return base.eval()
@@ -99,10 +99,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["start", "padding"])
+    parser.add_argument("what", choices=["start", "padding"], help="what to measure")
     parser.add_argument("images", type=Path, help="folder of photographs (*.jpg)")
-    parser.add_argument("--count", type=int, default=16, help="photographs (default: 16)")
-    parser.add_argument("--side", type=int, default=224, help="pixels (default: 224)")
+    parser.add_argument("--count", type=int, default=16, help="number of photographs (default: 16)")
+    parser.add_argument("--side", type=int, default=224, help="image size in pixels (default: 224)")
     args = parser.parse_args()
     photographs = load(args.images, args.count, args.side)
     (measure_start if args.what == "start" else measure_padding)(photographs)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What a trained DG-Net leaves out of single images: edges, blocks and FLOPs.
+"""Measure what a trained DG-Net skips on single images: edges, blocks and FLOPs.
 
 tools/measure_skipping.py work_dirs/evidence/dynamic-seed0/last.pth CIFAR/val
 
-Prints, for each stage, the thresholds τ and for each edge the share of images in which it is open
-with its mean weight over all images; then what eager inference saved of the convolutions'
-multiply-adds per image.
+Prints the thresholds τ of each stage, and for each edge the share of images in which it is open and
+its mean weight over all images. Then prints the share of the convolutions' multiply-adds that eager
+inference skipped per image.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def print_stage(name: str, graph: DynamicGraph, matrices: Tensor) -> None:
 def measure(checkpoint: Path, images: Path, count: int) -> None:
     content = read_checkpoint(checkpoint)
     if "training" not in content:
-        raise ValueError(f"{checkpoint} holds weights alone; name a checkpoint of a run")
+        raise ValueError(f"{checkpoint} holds only weights; give a checkpoint of a training run")
     config = content["training"]["config"]
     recipe = find_recipe(config["model"], config["dataset"])
     classes, kwargs = config["num_classes"], config["model_kwargs"]
@@ -61,7 +61,7 @@ def measure(checkpoint: Path, images: Path, count: int) -> None:
     centre = build_transform(recipe, model.variant.preprocessing, training=False)
     data = open_folder(images, centre)
     chosen = random.Random(0).sample(range(len(data)), min(count, len(data)))
-    with training_gate(model):  # nothing is left out
+    with training_gate(model):  # nothing is skipped
         whole = count_conv_flops(model, recipe.image_size)
     saved = []
     with record_connectivity(model) as records:
@@ -84,12 +84,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="of tools/train_classifier.py")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of tools/train_classifier.py")
     parser.add_argument("images", type=Path, help="folder with one folder of images per class")
-    parser.add_argument("--count", type=int, default=1000, help="images (default: 1000)")
+    parser.add_argument("--count", type=int, default=1000, help="number of images (default: 1000)")
     args = parser.parse_args()
     if args.count < 1:
-        parser.error(f"--count is {args.count}; allowed are 1 and more")
+        parser.error(f"--count is {args.count}; it must be at least 1")
     try:
         measure(args.checkpoint, args.images, args.count)
     except (OSError, ValueError) as error:

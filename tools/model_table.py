@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Count parameters and convolution FLOPs of every model, as a Markdown table.
 
-At the image size the model is for: 32 pixels and 10 classes for CIFAR's, 224 and 1000 otherwise.
+CIFAR's models are counted at 32 pixels with 10 classes, all others at 224 pixels with 1000 classes.
 """
 
 from tabulate import tabulate

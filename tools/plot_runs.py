@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Draw and tabulate runs of tools/train_classifier.py.
+"""Plot and tabulate runs of tools/train_classifier.py.
 
 tools/plot_runs.py work_dirs/evidence/* --output curves.png
 tools/plot_runs.py work_dirs/evidence/* --table
 
-Runs whose folders differ in -seedN alone are one row: one colour, one line of the table.
+Runs whose folders differ only in -seedN share one colour, and one row of the table.
 """
 
 import argparse
@@ -34,10 +34,10 @@ class Run:
     """One run.
 
     Attributes:
-        row: name of its folder, without ``-seedN``.
-        seed: N, 0 where the name has none.
-        lines: what metrics.jsonl holds, one entry per epoch.
-        folder: where it is.
+        row: name of its folder without ``-seedN``.
+        seed: N, or 0 if the name has none.
+        lines: entries of metrics.jsonl, one per epoch.
+        folder: its folder.
     """
 
     row: str
@@ -46,7 +46,7 @@ class Run:
     folder: Path
 
     def parameters(self) -> int | None:
-        """Number of parameters; None where the run has no checkpoint."""
+        """Number of parameters, or None if the run has no checkpoint."""
         if not (self.folder / "last.pth").is_file():
             return None
         config = read_checkpoint(self.folder / "last.pth")["training"]["config"]
@@ -68,7 +68,7 @@ def read_run(folder: Path) -> Run:
     try:
         lines = [json.loads(line) for line in file.read_text().splitlines()]
     except ValueError as error:
-        raise ValueError(f"{file} is not read: {error}") from error
+        raise ValueError(f"cannot read {file}: {error}") from error
     if not lines:
         raise ValueError(f"{file} is empty")
     row, seed = re.fullmatch(r"(.+?)(?:-seed(\d+))?", folder.resolve().name).groups()
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
 
 
 def group(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs by row, in the order in which rows are given, by seed."""
+    """Runs by row, in the given order of rows, sorted by seed."""
     rows: dict[str, list[Run]] = {}
     for run in runs:
         rows.setdefault(run.row, []).append(run)
@@ -84,10 +84,10 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def draw(rows: dict[str, list[Run]], metric: str, file: Path) -> None:
-    """Curves of a metric and of the training loss against epochs, one colour for each row.
+    """Plot a metric and the training loss against epochs, one colour for each row.
 
     Raises:
-        ValueError: no run has the metric, or a format that matplotlib does not write.
+        ValueError: no run has the metric, or matplotlib does not support the file format.
     """
     known = {key: None for runs in rows.values() for run in runs for key in run.lines[0]}
     if metric not in known:
@@ -148,8 +148,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument("--output", type=Path, metavar="FILE.png", help="picture of the curves")
-    parser.add_argument("--metric", default="top1", help="next to the training loss")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.png", help="picture of the curves to write"
+    )
+    parser.add_argument(
+        "--metric", default="top1", help="metric to plot next to the training loss (default: top1)"
+    )
     parser.add_argument("--table", action="store_true", help="print a Markdown table")
     args = parser.parse_args()
     if args.output is None and not args.table:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Print the last evaluation in a metrics.json of Detectron2, box and mask AP."""
+"""Print box and mask AP of the last evaluation in a metrics.json of Detectron2."""
 
 import argparse
 import json

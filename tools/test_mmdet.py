@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a trained MMDetection config with one of our backbones, as MMDetection's test.py.
+"""Evaluate a trained MMDetection config with one of our backbones, like MMDetection's test.py.
 
 tools/test_mmdet.py CONFIG work_dirs/…/epoch_12.pth --data-root coco
 """
@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser)
-    parser.add_argument("checkpoint", help="a trained detector's file; only its tensors are read")
+    parser.add_argument("checkpoint", help="file of a trained detector; only its tensors are read")
     return parser.parse_args()
 
 

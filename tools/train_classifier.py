@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a classifier on a folder of images or on CIFAR, by the papers' recipes.
+"""Train or evaluate a classifier on a folder of images or on CIFAR, with the papers' recipes.
 
 tools/train_classifier.py --model aognet_12m --data imagenet --output work_dirs/aognet_12m
 torchrun --nproc-per-node 8 tools/train_classifier.py --model dgnet_r50 --data imagenet
@@ -7,7 +7,7 @@ tools/train_classifier.py --model aognet_cifar_pruned_lateral --dataset cifar10 
 tools/train_classifier.py --model dgnet_cifar_r20 --model-kwargs edges=static router_bias=0 ...
 tools/train_classifier.py --model aognet_12m --data imagenet --resume FILE --eval-only
 
-Detectors take OUTPUT/last.pth as weights. A folder of images has train/ and val/, each with one
+Detectors can load OUTPUT/last.pth as weights. A folder of images has train/ and val/, each with one
 folder per class.
 """
 
@@ -30,7 +30,7 @@ from gram_backbones.classification.recipes import RECIPES, find_recipe
 
 
 def keyword(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` with a Python literal as its value, or a string where it is none."""
+    """Parse ``KEY=VALUE``, where VALUE is a Python literal or otherwise a string."""
     key, sign, value = text.partition("=")
     if not sign or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
@@ -41,7 +41,7 @@ def keyword(text: str) -> tuple[str, Any]:
 
 
 def default_output(model: str, model_kwargs: dict[str, Any]) -> Path:
-    """``work_dirs/MODEL``, with the model's arguments behind its name."""
+    """``work_dirs/MODEL``, with the model's arguments after its name."""
     options = [f"{key}={value}" for key, value in sorted(model_kwargs.items())]
     return Path("work_dirs", "-".join([model, *options]).replace(os.sep, "_"))
 
@@ -50,7 +50,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="python -m gram_backbones models lists them")
+    parser.add_argument(
+        "--model", required=True, help="name of a model, see python -m gram_backbones models"
+    )
     parser.add_argument(
         "--model-kwargs",
         nargs="+",
@@ -58,46 +60,58 @@ def parse_args() -> argparse.Namespace:
         type=keyword,
         default=[],
         metavar="KEY=VALUE",
-        help="arguments of the model, such as edges=static",
+        help="further arguments of the model, such as edges=static",
     )
     parser.add_argument(
-        "--data", required=True, help="folder with train/ and val/, or with torchvision's CIFAR"
+        "--data",
+        required=True,
+        help="folder with train/ and val/, or folder of torchvision's CIFAR",
     )
-    parser.add_argument("--dataset", choices=DATASETS, default="folder")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR where it is missing")
+    parser.add_argument(
+        "--dataset", choices=DATASETS, default="folder", help="kind of data (default: folder)"
+    )
+    parser.add_argument("--download", action="store_true", help="download CIFAR if it is missing")
     parser.add_argument(
         "--cache",
         action="store_true",
-        help="keep decoded images in memory, for small ones; takes --workers 0",
+        help="keep decoded images in memory, for small images; needs --workers 0",
     )
     parser.add_argument(
-        "--weights", help="file to start from; a base network's starts a DG-Net near it"
+        "--weights", help="weights to start from; with its base network's, a DG-Net starts near it"
     )
-    parser.add_argument("--recipe", help=f"default: the model's; one of {', '.join(RECIPES)}")
-    parser.add_argument("--epochs", type=int, help="whole run, warm-up included")
+    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default: the model's)")
+    parser.add_argument("--epochs", type=int, help="length of the run, warm-up included")
     parser.add_argument(
-        "--batch-size", type=int, help="images per update over all processes; lr follows"
+        "--batch-size", type=int, help="total over all processes; the learning rate scales with it"
     )
-    parser.add_argument("--lr", type=float, help="at the end of the warm-up, taken as it is")
-    parser.add_argument("--img-size", type=int, help="pixels, height and width")
+    parser.add_argument(
+        "--lr", type=float, help="learning rate at the end of the warm-up, not scaled"
+    )
+    parser.add_argument("--img-size", type=int, help="image height and width in pixels")
     parser.add_argument("--no-ema", action="store_true", help="no moving average of the weights")
-    parser.add_argument("--amp", choices=list(AMP_DTYPES), default="none")
+    parser.add_argument(
+        "--amp", choices=list(AMP_DTYPES), default="none", help="mixed precision (default: none)"
+    )
     parser.add_argument(
         "--workers",
         type=int,
         default=min(8, os.cpu_count() or 1),
-        help="processes that load images, per training process; 0 loads in it",
+        help="loader processes per training process; 0 loads in the training process",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="default: work_dirs/MODEL, with the model's arguments")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--output", help="output folder (default: work_dirs/MODEL-ARGUMENTS)")
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="FILE",
-        help="go on from a checkpoint, by default OUTPUT/last.pth",
+        help="resume from a checkpoint, by default OUTPUT/last.pth",
     )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate --resume's weights")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate the weights of --resume, by default OUTPUT/last.pth",
+    )
     args = parser.parse_args()
     args.model_kwargs = dict(args.model_kwargs)
     args.output = Path(args.output or default_output(args.model, args.model_kwargs))
@@ -107,10 +121,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], object]:
-    """What the command line asks for, checked and ready to be called."""
+    """The checked job of the command line, ready to be called."""
     if args.cache and args.workers:
         raise ValueError(
-            f"--cache takes --workers 0, not {args.workers}: each of them would decode anew"
+            f"--cache needs --workers 0, not {args.workers}: each worker would keep its own copy"
         )
     with torch.device("meta"):
         preprocessing = create_model(args.model).variant.preprocessing

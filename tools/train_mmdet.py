@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate an MMDetection config with one of our backbones, as MMDetection's train.py.
+"""Train and evaluate an MMDetection config with one of our backbones, like MMDetection's train.py.
 
 tools/train_mmdet.py mmdet_configs/mask_rcnn/mask-rcnn_aognet-40m_fpn_1x_coco.py --data-root coco
 torchrun --nproc-per-node 8 tools/train_mmdet.py CONFIG --data-root coco
@@ -27,7 +27,9 @@ from gram_backbones.weights.files import WeightError
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="config file")
     parser.add_argument(
-        "--data-root", help="folder with annotations/, train2017/ and val2017/, as COCO has them"
+        "--data-root",
+        help="COCO's folder, with annotations/, train2017/ and val2017/; replaces data_root in the "
+        "config",
     )
     parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures")
     parser.add_argument(
@@ -35,8 +37,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=32,
         metavar="N",
-        help="draw predictions next to the truth for the first N images of each evaluation; "
-        "0 leaves that to the config (default: 32)",
+        help="draw predictions next to the ground truth for the first N images of each evaluation; "
+        "0 leaves this to the config (default: 32)",
     )
     parser.add_argument(
         "--cfg-options",
@@ -54,7 +56,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
-    """The config with the command line's changes, its data sets checked."""
+    """The config with the command line's changes; raises if data is missing."""
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.data_root:
@@ -70,7 +72,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
 
 
 def check_checkpoint(file: str | None) -> None:
-    """Raise FileNotFoundError where a local file does not exist, before anything is built."""
+    """Raise FileNotFoundError if a local file does not exist, before anything is built."""
     if file and "://" not in file and not os.path.isfile(file):
         raise FileNotFoundError(f"there is no checkpoint {file}")
 
@@ -89,7 +91,8 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="FILE",
-        help="go on from a checkpoint, by default the work dir's last, if any; it is trusted",
+        help="resume from a checkpoint, by default the last one in the work dir, if any; use only "
+        "files that you trust",
     )
     return parser.parse_args()
 
@@ -104,7 +107,7 @@ def main() -> None:
             cfg.resume, cfg.load_from = True, None
         check_checkpoint(cfg.get("load_from"))
         if args.amp and not torch.cuda.is_available():
-            raise ValueError("--amp takes a GPU")
+            raise ValueError("--amp needs a GPU")
         prepare_cpu_processes(cfg)
     except (FileNotFoundError, KeyError, ValueError) as error:
         sys.exit(f"train_mmdet.py: {type(error).__name__}: {error}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate a Detectron2 config with one of our backbones, as Detectron2's train_net.py.
+"""Train and evaluate a Detectron2 config with one of our backbones, like Detectron2's train_net.py.
 
 tools/train_net.py --config d2_configs/mask_rcnn_aognet40m_fpn_1x.yaml --num-gpus 8
 tools/train_net.py --config … --eval-only MODEL.WEIGHTS output/model_final.pth
@@ -38,13 +38,15 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_list(args.opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-        print("There is no GPU here: running on the CPU.", file=sys.stderr)
+        print("No GPU found: running on the CPU.", file=sys.stderr)
     names = list(cfg.DATASETS.TEST)
     resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
-        raise ValueError("--eval-only needs a trained model: append MODEL.WEIGHTS model_final.pth")
+        raise ValueError(
+            "--eval-only needs a trained model: append, for instance, MODEL.WEIGHTS model_final.pth"
+        )
     if not resumes and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
-        fetch_file(cfg.MODEL.WEIGHTS)  # raises where there is none
+        fetch_file(cfg.MODEL.WEIGHTS)  # raises if there is none
     check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
     cfg.freeze()
     return cfg
@@ -77,7 +79,7 @@ if __name__ == "__main__":
     try:
         cfg = load_config(args)
     except (AssertionError, FileNotFoundError, KeyError, ValueError) as error:
-        # Detectron2 and yacs assert on wrong files, keys and values.
+        # Detectron2 and yacs raise AssertionError for wrong files, keys and values.
         sys.exit(f"train_net.py: {type(error).__name__}: {error.args[-1] if error.args else error}")
     launch(
         main,

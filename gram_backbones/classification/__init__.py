@@ -1,7 +1,7 @@
 """Training and evaluating classifiers: the papers' recipes on timm, torchvision and torch DDP.
 
-`recipes` holds the numbers, `data` the images, `building` what a run is made of, `engine` the
-loops, `checkpoint` the files and `processes` the start under torchrun.
+`recipes` has the hyperparameters, `data` the images, `building` the model and optimiser, `engine`
+the loops, `checkpoint` the files and `processes` the start under torchrun.
 `tools/train_classifier.py` is the command line.
 """
 

@@ -1,4 +1,4 @@
-"""What a run is made of: its configuration, the network, the optimiser and its schedule."""
+"""The parts of a run: its configuration, network, optimiser and schedule."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What shapes a run: with the same data, processes and workers it ends in the same weights.
+    """The settings of a run. With the same data, processes and workers, its weights are the same.
 
     Attributes:
         model: name of a model.
-        dataset: what it is trained on, for the record.
-        recipe: how.
+        dataset: data set that it is trained on, for the record.
+        recipe: how it is trained.
         num_classes: outputs of the classifier.
         batch_size: images per update, over all processes.
         lr: learning rate at the end of the warm-up; None scales the recipe's to ``batch_size``.
-        seed: of the start, the order of images and all that is random; 0 or more.
-        amp: ``"none"``, ``"bf16"`` or ``"fp16"`` (on GPUs), the type that autocast computes in.
+        seed: seed of initial weights, order of images and all other randomness; 0 or more.
+        amp: data type of autocast: ``"none"``, ``"bf16"`` or ``"fp16"`` (on GPUs).
         model_kwargs: further arguments of the model.
-        weights: file that the run starts from; None starts at random.
+        weights: file that the run starts from; None for random weights.
 
     Raises:
-        ValueError: a number out of its range, or an unknown type.
+        ValueError: a number is out of range, or ``amp`` is unknown.
     """
 
     model: str
@@ -58,9 +58,9 @@ class RunConfig:
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are {least} and more")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; allowed are positive numbers")
+            raise ValueError(f"lr is {self.lr}; it must be positive")
         if self.amp not in AMP_DTYPES:
             raise ValueError(f"amp is {self.amp!r}; allowed are {sorted(AMP_DTYPES)}")
 
@@ -70,7 +70,7 @@ class RunConfig:
         return self.recipe.scaled_lr(self.batch_size) if self.lr is None else self.lr
 
     def record(self) -> dict[str, Any]:
-        """All that a resumed run must share, as plain values."""
+        """Settings that a resumed run must share, as plain values."""
         own = asdict(self)
         recipe = {key: value for key, value in own.pop("recipe").items() if key != "source"}
         return {**recipe, **own, "lr": self.peak_lr}
@@ -84,12 +84,12 @@ def build_classifier(
     Args:
         name: of the model.
         num_classes: outputs of the classifier.
-        recipe: gives dropout, start and image size.
-        model_kwargs: further arguments of the model; AOGNet's ``dropout`` goes before the recipe's.
+        recipe: gives dropout, initialisation and image size.
+        model_kwargs: further arguments of the model; AOGNet's ``dropout`` overrides the recipe's.
 
     Raises:
-        ValueError: an unknown name, an argument that the model does not take, dropout for a model
-            that has no place for it, or images that are smaller than its total stride.
+        ValueError: the name is unknown, the model does not take an argument, the recipe has dropout
+            but the model has no such layer, or images are smaller than the model's total stride.
     """
     kwargs = dict(model_kwargs or {})
     if settled := sorted(kwargs.keys() & set(_FROM_DATA)):
@@ -107,23 +107,25 @@ def build_classifier(
     if not takes_dropout:
         layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         if recipe.dropout and not layers:
-            raise ValueError(f"dropout is {recipe.dropout}; {name} has no such layer, allowed is 0")
+            raise ValueError(
+                f"dropout is {recipe.dropout}; it must be 0, as {name} has no such layer"
+            )
         for layer in layers:
             layer.p = recipe.dropout
     if recipe.goyal_start:
         _start_as_goyal(model)
     if recipe.image_size < model.size_divisibility:
         raise ValueError(
-            f"image_size is {recipe.image_size}; {name} takes {model.size_divisibility} and more"
+            f"image_size is {recipe.image_size}; {name} needs at least {model.size_divisibility}"
         )
     return model
 
 
 def load_start(model: nn.Module, source: str | Path) -> None:
-    """Start a classifier from a file; a DG-Net from its base network's, then near that network.
+    """Start a classifier from a file. A DG-Net given its base network's file starts near it.
 
     Args:
-        model: gets the weights. A classifier for another number of classes keeps its own.
+        model: network to fill. If the number of classes differs, it keeps its own classifier.
         source: see :func:`gram_backbones.load_weights`.
 
     Raises:
@@ -142,7 +144,7 @@ def _start_as_goyal(model: nn.Module) -> None:
     """
     blocks = [m for m in model.modules() if isinstance(m, (BasicBlock, Bottleneck))]
     if not blocks:
-        raise ValueError("this recipe is for ResNets and ResNeXts: it starts their blocks")
+        raise ValueError("this recipe is for ResNets and ResNeXts: it initialises their blocks")
     for block in blocks:
         last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
         nn.init.zeros_(last.weight)
@@ -150,7 +152,7 @@ def _start_as_goyal(model: nn.Module) -> None:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9; without weight decay for the norms where the recipe says so."""
+    """SGD with momentum 0.9, with weight decay for the norms only if the recipe says so."""
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
     norms = [
         f"{path}.{name}"
@@ -170,13 +172,13 @@ def build_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.
 def build_scheduler(
     optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, updates: int
 ) -> CosineLRScheduler:
-    """Linear warm-up, then half a period of a cosine down to 0; steps with every update.
+    """Linear warm-up, then half a cosine period down to 0; stepped after every update.
 
     Args:
-        optimizer: whose learning rate is set.
-        recipe: gives the lengths.
+        optimizer: optimiser whose learning rate is set.
+        recipe: gives the number of epochs and the warm-up.
         lr: learning rate at the end of the warm-up.
-        updates: per epoch.
+        updates: updates per epoch.
     """
     warmup = round(recipe.warmup_epochs * updates)
     return CosineLRScheduler(

@@ -1,10 +1,10 @@
-"""A run's files: what resumes it, and what a detector's config takes as weights.
+"""A run's files, to resume it and to use as a detector's weights.
 
 A checkpoint is a dict of tensors and plain values, read by ``torch.load(weights_only=True)``:
 
 - ``state_dict``: the weights to use, under this project's names: the network's, or those of its
-  moving average where these had the higher top-1;
-- ``meta``: strings that say what they are (:func:`describe`);
+  moving average if they had the higher top-1;
+- ``meta``: strings that describe the weights (:func:`describe`);
 - ``training``: what :meth:`gram_backbones.classification.engine.Trainer.resume` needs.
 """
 
@@ -34,7 +34,7 @@ def describe(
     Args:
         preprocessing: of the network's images, pixels in [0, 255].
         values: further entries, such as ``model``, ``dataset`` and ``top1`` in percent.
-        source: what wrote the file.
+        source: program that wrote the file.
     """
     return {
         "mean": str(preprocessing.mean),
@@ -46,7 +46,7 @@ def describe(
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None:
-    """Write a checkpoint at once or not at all; the best one once more as ``best.pth``."""
+    """Write a checkpoint atomically, and the best one also as ``best.pth``."""
     with replacing(path) as part:
         torch.save(content, part)
     if best:
@@ -55,7 +55,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None
 
 
 def write_metrics(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write one JSON object per epoch, all of them: a resumed run leaves none twice."""
+    """Write one JSON object per epoch. The file is rewritten, so a resumed run repeats no epoch."""
     with replacing(path) as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -65,23 +65,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no ``state_dict``, or anything but tensors and plain values.
+        ValueError: it has no ``state_dict``, or holds more than tensors and plain values.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch stumble over anything
+    except Exception as error:  # with a damaged file, torch may raise anything
         reason = (str(error).strip() or "it is empty").splitlines()[0]
-        raise ValueError(f"{path} is not read: {reason}") from error
+        raise ValueError(f"cannot read {path}: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"{path} is no checkpoint of a classifier: it has no state_dict")
+        raise ValueError(f"{path} is not a checkpoint of a classifier: it has no state_dict")
     return content
 
 
 def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load the state that a run was left with, every tensor of it.
+    """Load every tensor of the state in which a run ended.
 
     Raises:
         ValueError: tensors are missing, left over or of another shape; the message names some.

@@ -38,12 +38,12 @@ def open_datasets(
         dataset: one of ``DATASETS``.
         recipe: gives the image size and the augmentation.
         preprocessing: of the network.
-        download: fetch CIFAR where it is missing.
+        download: download CIFAR if it is missing.
         cache: keep decoded images in memory, see :class:`CachedImages`.
 
     Raises:
         FileNotFoundError: a folder or CIFAR is missing, or a class has no images.
-        ValueError: an unknown data set, or other classes in ``val/`` than in ``train/``.
+        ValueError: the data set is unknown, or ``train/`` and ``val/`` have different classes.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}; allowed are {DATASETS}")
@@ -53,37 +53,37 @@ def open_datasets(
     if dataset == "folder":
         if missing := [s for s in ("train", "val") if not (Path(root) / s).is_dir()]:
             raise FileNotFoundError(
-                f"there is no folder {Path(root) / missing[0]}; the data's root has train and val, "
-                "each with one folder of images per class"
+                f"there is no folder {Path(root) / missing[0]}; the data folder must contain "
+                "train and val, each with one folder of images per class"
             )
         train = open_folder(Path(root) / "train", augment)
         val = open_folder(Path(root) / "val", centre)
         if train.classes != val.classes:
             differing = sorted({*train.classes} ^ {*val.classes})
             raise ValueError(
-                f"train and val of {root} have not the same classes; in one of them only: "
+                f"train and val of {root} do not have the same classes; only one of them has "
                 f"{', '.join(differing[:8])}"
             )
         return keep(train), keep(val)
     try:
         train = _CIFAR[dataset](root, True, augment, download=download)
         val = _CIFAR[dataset](root, False, centre, download=download)
-    except RuntimeError as error:  # torchvision's word for missing and damaged files
+    except RuntimeError as error:  # raised by torchvision for missing and damaged files
         raise FileNotFoundError(
-            f"{dataset} is not whole in {os.fspath(root)}: name the folder that holds "
-            f"{_CIFAR[dataset].base_folder}, or ask for the download"
+            f"{dataset} is missing or damaged in {os.fspath(root)}: give the folder that contains "
+            f"{_CIFAR[dataset].base_folder}, or use --download"
         ) from error
     return keep(train), keep(val)
 
 
 class CachedImages(Dataset):
-    """Images that are decoded once and kept in memory; the transform runs for every access.
+    """Images that are decoded once and kept in memory; the transform runs at every access.
 
-    For small images: 60,000 of 32 pixels take about 0.3 GB. Processes that load images keep copies
-    of their own.
+    For small images: 60,000 images of 32 pixels take about 0.3 GB. Each loader process keeps its
+    own copies.
 
     Args:
-        images: a data set of torchvision, which gives its ``transform`` away.
+        images: a data set of torchvision; its ``transform`` is moved to this one.
     """
 
     def __init__(self, images: datasets.VisionDataset):
@@ -115,23 +115,23 @@ def open_folder(folder: Path, transform: Callable) -> datasets.ImageFolder:
     except FileNotFoundError as error:
         reason = shorten(str(error), 150, placeholder=" …")
         raise FileNotFoundError(
-            f"{folder} must hold a folder of images for every class: {reason}"
+            f"{folder} must contain one folder of images per class: {reason}"
         ) from error
 
 
 def build_transform(
     recipe: Recipe, preprocessing: Preprocessing, *, training: bool
 ) -> Callable[[Image], Tensor]:
-    """From an RGB picture of any size to a normalised ``(3, H, W)`` tensor.
+    """A transform from an RGB picture of any size to a normalised ``(3, H, W)`` tensor.
 
-    Evaluation takes the centre crop, of a picture whose shorter side is 8/7 of the image size, as
-    is usual on ImageNet; with ``padded_crop`` of one whose shorter side is the image size.
+    For evaluation, the picture is resized and its centre cropped. Its shorter side becomes 8/7 of
+    the image size, as is usual on ImageNet, or the image size itself with ``padded_crop``.
 
     Raises:
-        ValueError: a network that does not take RGB.
+        ValueError: the network does not take RGB.
     """
     if preprocessing.channel_order != "RGB":
-        raise ValueError(f"channel_order is {preprocessing.channel_order!r}; allowed is 'RGB'")
+        raise ValueError(f"channel_order is {preprocessing.channel_order!r}; it must be 'RGB'")
     size = recipe.image_size
     padded = recipe.augmentation == "padded_crop"
     transform = create_transform(
@@ -158,14 +158,14 @@ def count_images(images: Dataset) -> int:
 def training_loader(
     images: Dataset, batch: int, *, seed: int, rank: int = 0, count: int = 1, **options
 ) -> DataLoader:
-    """Batches of one process; the order is a function of the seed and the sampler's epoch.
+    """Batches of one process. Their order depends only on the seed and the sampler's epoch.
 
     Args:
-        images: all of them.
-        batch: images per batch of this process; an incomplete last batch is left out.
-        seed: of the order.
-        rank, count: this process among all.
-        options: of torch's ``DataLoader``.
+        images: the whole data set.
+        batch: images per batch of this process; an incomplete last batch is dropped.
+        seed: seed of the order.
+        rank, count: rank of this process and number of processes.
+        options: further arguments of torch's ``DataLoader``.
 
     Raises:
         ValueError: fewer images than one batch.
@@ -173,7 +173,7 @@ def training_loader(
     if count_images(images) // count < batch:
         raise ValueError(
             f"{count_images(images)} training images do not fill one batch of {batch * count}; "
-            "allowed are smaller batches"
+            "use a smaller batch size"
         )
     sampler: DistributedSampler = DistributedSampler(images, count, rank, seed=seed)
     return DataLoader(images, batch, sampler=sampler, drop_last=True, **options)
@@ -182,6 +182,6 @@ def training_loader(
 def evaluation_loader(
     images: Dataset, batch: int, *, rank: int = 0, count: int = 1, **options
 ) -> DataLoader:
-    """Every ``count``-th image from ``rank`` on: over all processes each image once."""
+    """Every ``count``-th image from ``rank`` on, so that the processes share the images."""
     own = Subset(images, range(rank, count_images(images), count))
     return DataLoader(own, batch, **options)

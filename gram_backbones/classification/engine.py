@@ -35,7 +35,7 @@ from .processes import Processes, seed_everything
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
-    """The context of a forward pass in mixed precision, or in none."""
+    """The context of a forward pass, with or without mixed precision."""
     return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none")
 
 
@@ -45,8 +45,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Cross-entropy, and top-1 and top-5 accuracy in percent, over the images of all processes.
 
-    For models with dynamic edges also ``training_gate_top1``, with every edge computed and weighed
-    as in training, and the shares of :func:`gram_backbones.dgnet.connectivity.summarise`.
+    Models with dynamic edges also get ``training_gate_top1``, for which every edge is computed and
+    weighted as in training, and the shares of :func:`gram_backbones.dgnet.connectivity.summarise`.
     """
     device = processes.device
     model.eval()
@@ -72,14 +72,14 @@ def evaluate(
 
 
 class Evaluation:
-    """A checkpoint's weights on the evaluation images.
+    """Evaluation of a checkpoint.
 
     Args:
-        config: model, classes, batch size and type of the run.
+        config: model, number of classes, batch size and precision of the run.
         val_set: images and labels.
         path: weight file of the whole classifier, such as a run's checkpoint.
-        processes: this process among all.
-        workers: processes that load images, per process.
+        processes: rank of this process, their number and the device.
+        workers: loader processes per process.
 
     Raises:
         FileNotFoundError, WeightError: see
@@ -107,7 +107,7 @@ class Evaluation:
         self.images = count_images(val_set)
 
     def run(self) -> dict[str, float]:
-        """Print and return what :func:`evaluate` finds."""
+        """Print and return the results of :func:`evaluate`."""
         found = evaluate(self.model, self.loader, self.processes, self.config.amp)
         if self.processes.rank == 0:
             print(
@@ -120,21 +120,21 @@ class Evaluation:
 class Trainer:
     """One training run, or the rest of one.
 
-    All randomness is seeded at the start of each epoch from the seed, the epoch and the process, so
-    that a run resumed after any epoch equals one that was not stopped (on a CPU bit for bit).
+    At the start of each epoch, all randomness is seeded from the seed, the epoch and the rank. So a
+    run that is resumed after any epoch equals one that was not stopped, on a CPU bit for bit.
 
     Args:
-        config: what shapes the run.
+        config: settings of the run.
         train_set, val_set: images and labels.
         output: folder for ``last.pth``, ``best.pth`` and ``metrics.jsonl``.
-        processes: this process among all.
-        workers: processes that load images, per training process.
-        resume: checkpoint to go on from.
+        processes: rank of this process, their number and the device.
+        workers: loader processes per training process.
+        resume: checkpoint to resume from.
 
     Raises:
-        FileExistsError: there is a run in ``output``, and ``resume`` is None.
-        FileNotFoundError, ValueError: an impossible configuration, or a checkpoint that is not of
-            this run.
+        FileExistsError: ``output`` contains a run, and ``resume`` is None.
+        FileNotFoundError, ValueError: the configuration is not possible, or the checkpoint is of
+            another run.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Trainer:
         self.output = Path(output)
         if resume is None and (self.output / "last.pth").exists():
             raise FileExistsError(
-                f"{self.output} holds a run: resume it, or name another folder for the output"
+                f"{self.output} already contains a run: resume it, or choose another output folder"
             )
         self.resumes = resume is not None
         self._build_loaders(train_set, val_set, workers)
@@ -170,11 +170,11 @@ class Trainer:
         batch, rest = divmod(self.config.batch_size, count)
         if rest or not batch:
             raise ValueError(
-                f"batch_size is {self.config.batch_size}; allowed are multiples of {count}, the "
+                f"batch_size is {self.config.batch_size}; it must be a multiple of {count}, the "
                 "number of processes"
             )
         if self.recipe.mixup and batch % 2:
-            raise ValueError(f"{batch} images per process; with mixup allowed are even numbers")
+            raise ValueError(f"{batch} images per process; with mixup, the number must be even")
         share = dict(rank=rank, count=count, num_workers=workers)
         share["pin_memory"] = self.processes.device.type == "cuda"
         self.train_loader = training_loader(train_set, batch, seed=self.config.seed, **share)
@@ -183,7 +183,7 @@ class Trainer:
     def _build_training(self) -> None:
         config, recipe, device = self.config, self.recipe, self.processes.device
         if config.amp == "fp16" and device.type == "cpu":
-            raise ValueError("amp is 'fp16'; on a CPU allowed are 'none' and 'bf16'")
+            raise ValueError("amp is 'fp16', which needs a GPU; on a CPU, use 'none' or 'bf16'")
         seed_everything(config.seed)
         self.model = build_classifier(config.model, config.num_classes, recipe, config.model_kwargs)
         if config.weights and not self.resumes:
@@ -196,28 +196,28 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.ema = self.mixup = None
         if recipe.ema_decay is not None:
-            # Its own warm-up: a short run would otherwise average its random start.
+            # With warm-up of the decay: a short run would otherwise average its random start.
             self.ema = ModelEmaV3(self.model, recipe.ema_decay, use_warmup=True)
         if recipe.mixup:
             self.mixup = Mixup(recipe.mixup, label_smoothing=0.0, num_classes=config.num_classes)
 
     def run(self) -> list[dict[str, Any]]:
-        """Train what is left of the run.
+        """Train the remaining epochs.
 
         Returns:
-            What ``metrics.jsonl`` holds, one entry per epoch: learning rate at its start, training
-            loss, validation loss, top-1 and top-5 in percent, with dynamic edges the shares of
-            closed edges and blocks, all after the loss with ``ema_`` for the moving average, then
-            training images per second over all processes, and seconds, evaluation included.
+            The entries of ``metrics.jsonl``, one per epoch: learning rate at its start, training
+            loss, validation loss, top-1 and top-5 in percent, and with dynamic edges the shares of
+            closed edges and blocks. The metrics of the moving average begin with ``ema_``. Then
+            training images per second over all processes, and seconds including evaluation.
 
         Raises:
-            FloatingPointError: the training loss is not finite; what was saved before stays.
+            FloatingPointError: the training loss is not finite. Earlier checkpoints are kept.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         if self.config.weights and not self.epoch:
             start = self._evaluate()
             if self.processes.rank == 0:
-                print(f"at the start: top-1 {start['top1']:.2f}", flush=True)
+                print(f"before training: top-1 {start['top1']:.2f}", flush=True)
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
             line = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
             start = time.perf_counter()
@@ -241,7 +241,7 @@ class Trainer:
         batches = tqdm(
             self.train_loader,
             f"epoch {epoch}/{self.recipe.epochs}",
-            disable=None if self.processes.rank == 0 else True,  # None: where nobody watches
+            disable=None if self.processes.rank == 0 else True,  # None: off without a terminal
             leave=False,
         )
         for images, labels in batches:
@@ -332,20 +332,20 @@ class Trainer:
         )
 
     def _resume(self, path: str | Path) -> None:
-        """Take up a run where a checkpoint left it.
+        """Continue a run from a checkpoint.
 
         Raises:
             FileNotFoundError, ValueError: see the class.
         """
         content = read_checkpoint(path).get("training")
         if content is None:
-            raise ValueError(f"{path} holds weights only, no run to go on with")
+            raise ValueError(f"{path} holds only weights, so no run can be resumed from it")
         # Checkpoints of earlier versions have neither.
         added: dict[str, Any] = {"model_kwargs": {}, "weights": None}
         here, there = self.config.record(), {**added, **content["config"]}
         differing = [key for key in {**here, **there} if here.get(key) != there.get(key)]
         if differing:
-            changes = (f"{k} is {here.get(k)!r}, there {there.get(k)!r}" for k in differing)
+            changes = (f"{k} is {here.get(k)!r} here, {there.get(k)!r} there" for k in differing)
             raise ValueError(f"{path} is of another run: {'; '.join(changes)}")
         fill_classifier(self.model, content["model"], path)
         if self.ema is not None:

@@ -1,4 +1,4 @@
-"""One process or several: torchrun's, over NCCL on GPUs and gloo on CPUs."""
+"""One process, or several started by torchrun, with NCCL on GPUs and gloo on CPUs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..distributed import end_processes
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run's.
+    """The rank of this process, the number of processes and the device.
 
     Attributes:
-        rank: number of this process, 0 writes files and prints.
-        count: how many there are.
-        device: where it computes.
+        rank: rank of this process; rank 0 writes files and prints.
+        count: number of processes.
+        device: device of this process.
     """
 
     rank: int
@@ -40,9 +40,9 @@ class Processes:
 
 @contextmanager
 def start_processes() -> Iterator[Processes]:
-    """Join the processes that torchrun started, or be the only one; leave them together.
+    """Join the processes that torchrun started, if any, and end them together.
 
-    What holds a model in DDP is best gone at the end of the block (see `end_processes`).
+    Objects that hold a DDP model should be freed by the end of the block (see `end_processes`).
     """
     found = init_distributed_device_so("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -56,7 +56,7 @@ def start_processes() -> Iterator[Processes]:
 
 @contextmanager
 def primary_first(processes: Processes) -> Iterator[None]:
-    """The first process runs the block before all others do."""
+    """Rank 0 runs the block before all others."""
     if processes.rank:
         dist.barrier()
     try:

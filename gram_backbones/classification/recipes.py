@@ -1,4 +1,4 @@
-"""Training recipes as rows, and which of them a model takes on a data set.
+"""Training recipes as rows, and the choice of one for a model and data set.
 
 What the papers leave open is marked [choice]. Weight decay covers every parameter, DG-Net's router
 biases and thresholds included, as neither paper exempts any; where ``decay_norms`` is False, all
@@ -20,8 +20,8 @@ class Recipe:
     """How a classifier is trained: SGD with momentum 0.9 and a half-period cosine.
 
     Attributes:
-        source: where the numbers are from.
-        lr: learning rate at the end of the warm-up, for updates of ``batch`` images.
+        source: origin of the numbers.
+        lr: learning rate at the end of the warm-up, for batches of ``batch`` images.
         batch: images per update, over all processes.
         epochs: passes over the data, warm-up included.
         weight_decay: L2 penalty.
@@ -34,14 +34,14 @@ class Recipe:
         label_smoothing: share of the target that is spread over all classes.
         mixup: α of mixup's Beta distribution, 0 for none.
         dropout: rate; of AOGNet's node operations, or of the layer before a DG-Net's classifier.
-        ema_decay: of a moving average of the weights, evaluated next to them; None for none. It
-            does not change the training [choice: the papers have none].
+        ema_decay: decay of a moving average of the weights, which is evaluated too; None for no
+            average. It does not change the training [choice: the papers have none].
         image_size: pixels, height and width.
         augmentation: ``"resized_crop"``, a random part of the image, or ``"padded_crop"``, a random
             crop after padding by 4 pixels; both with random horizontal flips.
 
     Raises:
-        ValueError: a number out of its range, or an unknown augmentation.
+        ValueError: a number is out of range, or the augmentation is unknown.
     """
 
     source: str
@@ -64,27 +64,30 @@ class Recipe:
     def __post_init__(self):
         for name in ("lr", "batch", "epochs", "image_size"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are positive numbers")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}; allowed are 0 to below {self.epochs}"
+                f"warmup_epochs is {self.warmup_epochs}; it must be at least 0 and below "
+                f"{self.epochs}"
             )
         for name in ("label_smoothing", "dropout", "warmup_start"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are 0 to below 1")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
+                )
         if self.augmentation not in AUGMENTATIONS:
             raise ValueError(f"augmentation is {self.augmentation!r}; allowed are {AUGMENTATIONS}")
 
     def scaled_lr(self, batch: int) -> float:
-        """The learning rate for updates of ``batch`` images: in proportion (Goyal et al. 2017)."""
+        """The learning rate for batches of ``batch`` images, in proportion (Goyal et al. 2017)."""
         return self.lr * batch / self.batch
 
     def with_changes(
         self, *, epochs: int | None = None, image_size: int | None = None, ema: bool = True
     ) -> Recipe:
-        """The recipe for a run of another length, image size, or without a moving average.
+        """The recipe with another length or image size, or without a moving average.
 
-        The warm-up keeps its length, but is a tenth of the run at most.
+        The warm-up keeps its length, but is at most a tenth of the run.
         """
         epochs = self.epochs if epochs is None else epochs
         return replace(
@@ -179,7 +182,7 @@ RECIPES = {
 
 
 def find_recipe(model: str, dataset: str, name: str | None = None) -> Recipe:
-    """A recipe by name, or the one that belongs to a model on a data set.
+    """A recipe by name, or the default of a model on a data set.
 
     Args:
         model: name of a model.
@@ -187,14 +190,14 @@ def find_recipe(model: str, dataset: str, name: str | None = None) -> Recipe:
         name: row of ``RECIPES``.
 
     Raises:
-        ValueError: an unknown name or model, or no recipe belongs to that model and data set.
+        ValueError: the name or model is unknown, or the model has no default on the data set.
     """
     if name is None:
         rows = find_variant(model).recipes
         name = next((recipe for pattern, recipe in rows if fnmatch(dataset, pattern)), None)
         if name is None:
             raise ValueError(
-                f"no recipe belongs to {model} on {dataset}; name one out of {sorted(RECIPES)}"
+                f"{model} has no default recipe for {dataset}; choose one of {sorted(RECIPES)}"
             )
     if name not in RECIPES:
         raise ValueError(f"there is no recipe named {name!r}; allowed are {sorted(RECIPES)}")

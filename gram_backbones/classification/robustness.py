@@ -4,7 +4,7 @@ The attack is FGSM: ``x + ε · sign(∂ cross-entropy / ∂x)``, clipped to [0,
 step in every pixel and channel (L-infinity) on images in [0, 1], before normalisation: 0.1 is 25.5
 grey levels of 255. Table 2 gives ε = 0.1 and 0.3 without a unit. Foolbox 1, of the paper's time,
 measured ε in the same way, as a fraction of the range of pixel values. By default it also tried
-smaller steps; the paper does not say whether these counted, and here they do not.
+smaller steps. The paper does not say whether these counted; here they do not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ try:
     import foolbox
 except ImportError as error:
     raise ImportError(
-        "gram_backbones.classification.robustness needs Foolbox, which does not import here "
+        "gram_backbones.classification.robustness needs Foolbox, which cannot be imported "
         f"({error}): pip install foolbox"
     ) from error
 
@@ -37,7 +37,7 @@ class RobustAccuracy(NamedTuple):
 
     Attributes:
         images: how many images were classified.
-        clean: on the images as they are.
+        clean: on the original images.
         attacked: under attack, one per epsilon.
     """
 
@@ -53,18 +53,18 @@ def top1_under_fgsm(
     epsilons: Sequence[float],
     device: str | torch.device = "cpu",
 ) -> RobustAccuracy:
-    """Classify images as they are and after one FGSM step of each size.
+    """Classify the original images, and the images after one FGSM step of each size.
 
     Args:
         model: maps normalised images ``(B, 3, H, W)`` to logits ``(B, classes)``. It is left on the
             device, in eval mode and with frozen parameters.
-        preprocessing: of the images that the model is trained on.
+        preprocessing: preprocessing that the model was trained with.
         batches: RGB images ``(B, 3, H, W)`` in [0, 1] and labels ``(B,)``.
         epsilons: sizes of the step, see the module.
         device: where to compute.
 
     Raises:
-        ValueError: no epsilon, one outside [0, 1], or no images.
+        ValueError: there is no epsilon, one is outside [0, 1], or there are no images.
     """
     check_epsilons(epsilons)
     attacked = _for_foolbox(model, preprocessing, device)
@@ -82,13 +82,13 @@ def top1_under_fgsm(
 
 
 def check_epsilons(epsilons: Sequence[float]) -> None:
-    """Refuse sizes of a step that mean nothing on images in [0, 1].
+    """Check that step sizes make sense on images in [0, 1].
 
     Raises:
-        ValueError: none is given, or one is outside [0, 1].
+        ValueError: there is none, or one is outside [0, 1].
     """
     if not epsilons:
-        raise ValueError("no epsilon is given; allowed are numbers from 0 to 1")
+        raise ValueError("no epsilon is given; give numbers from 0 to 1")
     for epsilon in epsilons:
         if not 0 <= epsilon <= 1:
             raise ValueError(
@@ -108,7 +108,7 @@ def _for_foolbox(
     normalisation = dict(mean=mean, std=std, axis=-3)
     if preprocessing.channel_order == "BGR":
         normalisation["flip_axis"] = -3
-    # Foolbox computes gradients by backward(): parameters that train would collect them.
+    # Foolbox computes gradients by backward(), which trainable parameters would accumulate.
     model = model.eval().requires_grad_(False)
     return foolbox.PyTorchModel(
         model, bounds=(0, 1), device=torch.device(device), preprocessing=normalisation
@@ -118,21 +118,23 @@ def _for_foolbox(
 def open_image_folder(
     folder: str | Path, size: int = 224, resize: int | None = None
 ) -> ImageFolder:
-    """Images ``(3, size, size)`` in [0, 1] and labels of a folder with one folder per class.
+    """Images ``(3, size, size)`` in [0, 1] and labels, from a folder with one folder per class.
 
     Args:
-        folder: its classes are labelled in the order of their names.
+        folder: folder of the classes, which are labelled in the order of their names.
         size: pixels of the central crop.
         resize: pixels of the shorter side before that. Default: ``size / 0.875``, 256 for 224.
 
     Raises:
         FileNotFoundError: there is no such folder, or a class without images.
-        ValueError: a crop that is larger than the resized image, or empty.
+        ValueError: the crop is empty or larger than the resized image.
     """
     folder = Path(folder).expanduser()
     resize = round(size / 0.875) if resize is None else resize
     if not 1 <= size <= resize:
-        raise ValueError(f"size is {size}; allowed are 1 to {resize}, to which images are resized")
+        raise ValueError(
+            f"size is {size}; allowed are 1 to {resize}, the size to which images are resized"
+        )
     steps = [transforms.Resize(resize), transforms.CenterCrop(size), transforms.ToTensor()]
     return open_folder(folder, transforms.Compose(steps))
 
@@ -143,11 +145,11 @@ def load_classifier(name: str, checkpoint: str | Path, num_classes: int) -> nn.M
     Args:
         name: of the model.
         checkpoint: see :func:`gram_backbones.weights.files.read_weight_file`.
-        num_classes: that the images have.
+        num_classes: number of classes of the images.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown name, a file that leaves a tensor of the model unfilled, or one whose
+        ValueError: the name is unknown, the file leaves a tensor of the model unfilled, or its
             classifier has another number of classes.
     """
     model = build_model(name, num_classes=num_classes)

@@ -4,8 +4,8 @@ try:
     import detectron2  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "gram_backbones.d2 needs Detectron2, which is not installed here: install it as its own "
-        "documentation says, or run tools/setup.sh of a gram_backbones checkout"
+        "gram_backbones.d2 needs Detectron2, which is not installed: install it as its "
+        "documentation describes, or run tools/setup.sh in a checkout of gram_backbones"
     ) from error
 
 from ..weights.files import WeightError

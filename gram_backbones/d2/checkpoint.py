@@ -1,4 +1,4 @@
-"""Checkpoints that fill the backbone, or stop."""
+"""A checkpointer that fills the whole backbone or raises."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class GramCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict about the backbone.
 
     - A file of a bare backbone fills the backbone and, in a C4 detector, the last stage in the RoI
-      heads; its names may be of any kind that `gram_backbones.weights.fit` recognises.
-    - A detector's file fills everything. Predictors for another number of classes are left alone,
-      and named.
+      heads. It may have any tensor names that `gram_backbones.weights.fit` recognises.
+    - A detector's file fills everything. Predictors for another number of classes keep their
+      initial values and are named in the log.
     - A resumed run restores everything that Detectron2 saved; that file is trusted.
 
-    Detectron2's own class returns normally when nothing matched, and the backbone stays random.
+    Detectron2's own class returns normally if no name matches, and the backbone stays random.
 
     Args:
-        model, save_dir, checkpointables: as Detectron2's.
+        model, save_dir, checkpointables: see Detectron2's class.
         heads: which tensors outside the backbone are required: ``"optional"``, or ``"exact"`` for
             evaluation and prediction (see :func:`gram_backbones.weights.detector.fit_detector`).
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightError: the file is not read, or leaves a tensor unfilled; the message lists the names,
-            and the model is left as it was.
+        WeightError: the file cannot be read or leaves a tensor unfilled. The message lists the
+            names, and the model is left as it was.
     """
 
     model: nn.Module
@@ -55,14 +55,14 @@ class GramCheckpointer(DetectionCheckpointer):
             self._resumes = False
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
-        """As Detectron2's; addresses that our reader checks go to it as they are."""
+        """Like Detectron2's, but ``https://`` and ``torchvision://`` go to our reader unchanged."""
         if self._resumes or not path:
             return super().load(path, *args, **kwargs)
         if path.startswith(("https://", "torchvision://")):
             self._load_model(self._load_file(path))
             return {}
         if "://" not in path:
-            # Raises where there is none. Detectron2 takes "run-12:30/…" for an address.
+            # Raises if there is none. Detectron2 would take "run-12:30/…" for an address.
             path = str(fetch_file(path).absolute())
         return super().load(path, *args, **kwargs)
 
@@ -87,7 +87,7 @@ class GramCheckpointer(DetectionCheckpointer):
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The detector's networks and stages of ours, by what stands before their tensors' names."""
+    """The detector's networks and stages of this package, by the prefixes of their tensors."""
     path = "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
     paths = [path]
     if isinstance(getattr(model, "roi_heads", None), GramRes5ROIHeads):
@@ -96,12 +96,12 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _require_all(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """A resumed run restores every tensor; Detectron2 itself would go on with fewer."""
+    """Check that a checkpoint restores every tensor; Detectron2 itself would accept fewer."""
     own = {name: value for name, value in own.items() if is_required(name)}
     saved = {n.removeprefix("module."): torch.as_tensor(v) for n, v in saved.items()}
     problems = match(own, saved).problems
     if bad := [*problems["missing"], *problems["of another shape"]]:
         raise WeightError(
             f"the checkpoint to resume from is of another model: {len(bad)} of {len(own)} tensors "
-            f"are missing or of another shape, {shorten(bad)}"
+            f"are missing or of another shape: {shorten(bad)}"
         )

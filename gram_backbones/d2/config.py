@@ -1,4 +1,4 @@
-"""Config nodes of the backbones, and the configs that come with the package."""
+"""Config nodes of the backbones, and the configs shipped with the package."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .interface import CONFIG_NODES
 
 
 def add_gram_backbones_config(cfg: CfgNode) -> None:
-    """Add the keys of our backbones and trainer to a Detectron2 config; repeating is safe."""
+    """Add the keys of our backbones and trainer to a Detectron2 config, if they are missing."""
     for name, node in CONFIG_NODES.items():
         if name not in cfg.MODEL:
             cfg.MODEL[name] = node.clone()
-    # Pictures of predictions next to the ground truth after an evaluation: how many, and from
-    # which score on an instance is drawn.
+    # Pictures of predictions next to the ground truth after an evaluation: how many, and the
+    # lowest score of an instance to draw.
     if "PICTURES" not in cfg.TEST:
         cfg.TEST.PICTURES = CfgNode({"NUM": 32, "SCORE_THRESH": 0.5})
 
 
 def get_config_file(name: str) -> str:
-    """Path of a config that comes with the package, for instance ``mask_rcnn_aognet40m_fpn_1x``.
+    """Path of a config shipped with the package, for instance ``mask_rcnn_aognet40m_fpn_1x``.
 
     Raises:
         ValueError: there is no such config.

@@ -1,4 +1,4 @@
-"""Data sets: the embedded demo's registration, and a check that files are there before training."""
+"""Data sets: registration of the demo's, and a check before training that files exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def register_demo_datasets() -> None:
 
 
 def check_datasets(names: Iterable[str]) -> None:
-    """Make sure that every data set is registered and its files are there; reads no file.
+    """Check that every data set is registered and its files exist, without reading them.
 
     Raises:
         FileNotFoundError: a data set's annotation file or image folder is missing; the message
@@ -34,17 +34,17 @@ def check_datasets(names: Iterable[str]) -> None:
     for name in dict.fromkeys(names):
         if name not in DatasetCatalog:
             raise ValueError(
-                f"data set {name!r} is not registered; known are {DatasetCatalog.list()}"
+                f"data set {name!r} is not registered; registered are {DatasetCatalog.list()}"
             )
         metadata = MetadataCatalog.get(name)
         paths = [metadata.get("json_file"), metadata.get("image_root")]
         missing += [f"  {name}: {path}" for path in paths if path and not os.path.exists(path)]
     if missing:
         root = os.environ.get("DETECTRON2_DATASETS")
-        place = f"it is {root!r}" if root else "it is not set, so ./datasets is taken"
+        place = f"it is {root!r}" if root else "it is not set, so ./datasets is used"
         raise FileNotFoundError(
-            "data set not found; looked at\n"
+            "data set not found; these paths do not exist:\n"
             + "\n".join(missing)
-            + f"\nSet DETECTRON2_DATASETS to the folder that holds it ({place}); "
-            "COCO goes into its subfolder coco with annotations/, train2017/ and val2017/."
+            + f"\nSet DETECTRON2_DATASETS to the folder of the data sets ({place}). "
+            "COCO belongs in its subfolder coco, with annotations/, train2017/ and val2017/."
         )

@@ -1,10 +1,10 @@
-"""The embedded demo: a deterministic data set of drawn objects in COCO's instance format.
+"""The demo's data set: deterministic synthetic images in COCO's instance format.
 
-Four classes of shapes in any rotation, filled with textures, on textured grounds; they vary in size
-by a factor of four, overlap and hide one another. Masks show the visible part only, as in COCO;
-polygons have no holes, so one that a smaller shape punches is filled in them.
-Some images hold a crowd region: a swarm of small shapes of one class, annotated as one RLE mask
-with ``iscrowd`` 1.
+There are four classes of shapes in any rotation, with textures, on textured backgrounds. Their
+sizes vary by a factor of four, and they overlap. As in COCO, masks cover only the visible part.
+Polygons have no holes, so a hole left by a smaller shape on top is filled.
+Some images have a crowd region: many small shapes of one class, annotated as one RLE mask with
+``iscrowd`` 1.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def make_demo_dataset(
 ) -> dict[str, Path]:
     """Write ``{train,val}/*.png`` and ``{train,val}.json`` below ``root``.
 
-    The same arguments give the same images and annotations; image i of a split does not depend on
-    how many there are.
+    The same arguments give the same images and annotations. Image i of a split does not depend on
+    the number of images.
 
     Returns:
         Annotation file of each split.

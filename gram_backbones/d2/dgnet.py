@@ -23,7 +23,7 @@ CONFIG = CfgNode(
         "BLOCK_SHORTCUT": True,
         "WIRING_SEED": 0,
         "WITH_CP": False,
-        # Start as close to the base network as can still learn, for its pretrained weights;
+        # Start near the base network, for its pretrained weights, so that routers still learn;
         # ROUTER_BIAS and SIDE_BIAS then have no effect.
         "START_AS_BASE": False,
     }

@@ -1,4 +1,4 @@
-"""Detectron2's trainer and predictor with strict weights and runs that can be repeated."""
+"""Detectron2's trainer and predictor with strict weight loading and exact resume."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ logger = logging.getLogger(__name__)
 
 
 class GramTrainer(DefaultTrainer):
-    """``DefaultTrainer`` with our checkpointer, repeatable runs, COCO evaluation and pictures.
+    """``DefaultTrainer`` with our checkpointer, exact resume, COCO evaluation and pictures.
 
-    A run that is resumed ends like one that was not stopped (see `gram_backbones.d2.replay`), with
-    ``SEED`` of at least 0 and ``TrainingSampler``, with any number of loader workers. Several
-    processes train on CPUs, too.
+    A resumed run ends like one that was not stopped (see `gram_backbones.d2.replay`). This requires
+    a ``SEED`` of at least 0 and ``TrainingSampler``; the number of loader workers does not matter.
+    Several processes can also train on CPUs.
     """
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer's own, but for the checkpointer, which it constructs before hooks take it,
-        # and for device ids, which DDP refuses on CPUs.
+        # Like DefaultTrainer's, except for the checkpointer, which must exist before the hooks, and
+        # for device ids, which DDP refuses on CPUs.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # not called yet: losses and ETA would not be seen
@@ -64,18 +64,18 @@ class GramTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Detectron2's hooks, after one that makes each iteration's randomness its own."""
+        """Detectron2's hooks, after one that seeds the randomness of each iteration."""
         reseed = [ReseedHook(self.cfg.SEED)] if is_replayable(self.cfg) else []
         return reseed + super().build_hooks()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resume from the last checkpoint and its place in the data, or load ``MODEL.WEIGHTS``."""
+        """Resume from the last checkpoint and its position in the data, or load weights."""
         resumes = resume and self.checkpointer.has_checkpoint()
         if not resumes and not self.cfg.MODEL.WEIGHTS and has_fixed_parts(self.model):
             logger.warning(
-                "MODEL.WEIGHTS is empty, and what MODEL.BACKBONE.FREEZE_AT (%d) and frozen norms "
-                "fix stays random. To train from scratch, set MODEL.BACKBONE.FREEZE_AT 0 and the "
-                "backbone's NORM to BN.",
+                "MODEL.WEIGHTS is empty, so the parts that MODEL.BACKBONE.FREEZE_AT (%d) and "
+                "frozen norms keep fixed stay random. To train from scratch, set "
+                "MODEL.BACKBONE.FREEZE_AT to 0 and the backbone's NORM to BN.",
                 self.cfg.MODEL.BACKBONE.FREEZE_AT,
             )
         super().resume_or_load(resume)
@@ -87,23 +87,25 @@ class GramTrainer(DefaultTrainer):
             )
         else:
             logger.warning(
-                "%s.build_train_loader takes no start_iter: this run starts the data anew and will "
-                "not repeat one that was not stopped.",
+                "%s.build_train_loader takes no start_iter. The data starts from the beginning, so "
+                "the resumed run will differ from one that was not stopped.",
                 type(self).__name__,
             )
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
-        """A loader whose stream can be continued; Detectron2's own where that is not possible.
+        """A loader that can continue from an iteration, or Detectron2's own if that is impossible.
 
-        An override with a mapper of its own returns ``build_replayable_train_loader(cfg,
-        start_iter, mapper)``; one without ``start_iter`` is taken as it is, also in a resumed run.
+        An override with its own mapper should return ``build_replayable_train_loader(cfg,
+        start_iter, mapper)``. An override without ``start_iter`` starts from the beginning, also in
+        a resumed run.
         """
         if is_replayable(cfg):
             return build_replayable_train_loader(cfg, start_iter)
         logger.warning(
-            "A resumed run will not repeat this one: that takes SEED of at least 0 (it is %s) and "
-            "DATALOADER.SAMPLER_TRAIN TrainingSampler (it is %s).",
+            "If this run is resumed, it will differ from one that was not stopped. Exact resume "
+            "requires SEED of at least 0 (it is %s) and DATALOADER.SAMPLER_TRAIN TrainingSampler "
+            "(it is %s).",
             cfg.SEED,
             cfg.DATALOADER.SAMPLER_TRAIN,
         )
@@ -129,11 +131,13 @@ class GramTrainer(DefaultTrainer):
 
 
 class GramPredictor(DefaultPredictor):
-    """``DefaultPredictor`` whose ``MODEL.WEIGHTS`` fill the whole detector, or it raises."""
+    """``DefaultPredictor`` that raises unless ``MODEL.WEIGHTS`` fill the whole detector."""
 
     def __init__(self, cfg: CfgNode):
         if not cfg.MODEL.WEIGHTS:
-            raise ValueError("MODEL.WEIGHTS is empty; a predictor needs a trained model's file")
+            raise ValueError(
+                "MODEL.WEIGHTS is empty; a predictor needs the file of a trained model"
+            )
         stock = cfg.clone()
         stock.defrost()
         stock.MODEL.WEIGHTS = ""
@@ -145,20 +149,20 @@ class GramPredictor(DefaultPredictor):
 
 
 def end_launched_processes() -> None:
-    """`end_processes` where Detectron2's ``launch`` started them: its ``comm`` refers to groups."""
+    """`end_processes` after Detectron2's ``launch``, whose ``comm`` keeps process groups."""
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     end_processes()
 
 
 def _draw_results(cfg: CfgNode, dataset_name: str) -> None:
-    """Pictures of what the evaluator wrote; another evaluator may have written nothing."""
+    """Draw what the COCO evaluator wrote; another evaluator may have written nothing."""
     folder = _results_dir(cfg, dataset_name)
     results = os.path.join(folder, "coco_instances_results.json")
     if not cfg.TEST.PICTURES.NUM:
         return
     if not os.path.isfile(results):
-        logger.info("No pictures: there is no %s", results)
+        logger.info("No pictures drawn: there is no %s", results)
         return
     pictures = os.path.join(folder, "pictures")
     saved = save_pictures(

@@ -1,4 +1,4 @@
-"""Feature pyramids over our backbones, as Detectron2 builds them over its own."""
+"""Feature pyramids on our backbones, as Detectron2 builds them on its own."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def _require(features: list[str], bottom_up: Backbone) -> None:
     available = list(bottom_up.output_shape())
     if missing := [name for name in features if name not in available]:
         raise ValueError(
-            f"MODEL.FPN needs {missing}, but the backbone's OUT_FEATURES are {available}"
+            f"MODEL.FPN.IN_FEATURES has {missing}, but the backbone's OUT_FEATURES are {available}"
         )

@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class D2Interface(StagedBackbone):
-    """Stands before a core class and ``Backbone`` in a class statement.
+    """Mixin to put before a core class and ``Backbone`` in a class statement.
 
-    Arguments are plain, so that LazyConfig takes the class as it is.
+    Arguments are plain values, so that LazyConfig can build the class directly.
 
     Args:
         variant: name of a row of the family's ``VARIANTS``, or a record.
@@ -32,8 +32,8 @@ class D2Interface(StagedBackbone):
         kwargs: further arguments of the core class.
 
     Raises:
-        ValueError: a variant, feature, norm or width that is not possible, or ``freeze_at`` beyond
-            the stages that are built.
+        ValueError: the variant, a feature, the norm or a width is not possible, or ``freeze_at`` is
+            beyond the stages that are built.
     """
 
     default_variant: str
@@ -76,16 +76,18 @@ def register_builders(
     build: Builder,
     build_last_stage: Callable[[CfgNode], nn.Module],
 ) -> tuple[Builder, Builder, Builder]:
-    """Register a family's backbone alone, with R-CNN's FPN and with RetinaNet's.
+    """Register a family's backbone alone, with R-CNN's FPN and with RetinaNet's FPN.
 
     Args:
-        family: as in ``build_{family}_backbone``; upper case, its node below ``MODEL``.
-        node: the defaults of that node.
-        build: the backbone from a config.
-        build_last_stage: what a C4 detector applies to every region; it states ``out_channels``.
+        family: name, as in ``build_{family}_backbone``. In upper case it names the node below
+            ``MODEL``.
+        node: defaults of that node.
+        build: builds the backbone from a config.
+        build_last_stage: builds the stage that a C4 detector applies to every region. The stage has
+            an attribute ``out_channels``.
 
     Returns:
-        What is registered as ``build_{family}_backbone``, ``build_{family}_fpn_backbone`` and
+        The builders registered as ``build_{family}_backbone``, ``build_{family}_fpn_backbone`` and
         ``build_retinanet_{family}_fpn_backbone``.
     """
 
@@ -105,7 +107,7 @@ def register_builders(
         (retinanet_fpn, f"build_retinanet_{family}_fpn_backbone"),
     ):
         builder.__name__ = builder.__qualname__ = name
-        builder.__module__ = build.__module__  # where its caller keeps it
+        builder.__module__ = build.__module__  # where the caller defines it
         BACKBONE_REGISTRY.register(builder)
     return build, fpn, retinanet_fpn
 
@@ -114,7 +116,7 @@ def frozen_stages(freeze_at: int) -> int:
     """``frozen_stages`` for Detectron2's ``FREEZE_AT``: 1 is the stem, 2 the stem and ``res2``.
 
     Raises:
-        ValueError: out of range.
+        ValueError: ``freeze_at`` is out of range.
     """
     if not 0 <= freeze_at <= len(FEATURES):
         raise ValueError(f"FREEZE_AT is {freeze_at}; allowed are 0 to {len(FEATURES)}")
@@ -122,22 +124,22 @@ def frozen_stages(freeze_at: int) -> int:
 
 
 def feature_names(out_features: Sequence[str]) -> tuple[str, ...]:
-    """Detectron2's features go by name only.
+    """Check the names of features; Detectron2 selects features only by name.
 
     Raises:
-        ValueError: an unknown feature.
+        ValueError: a feature is unknown.
     """
     if bad := [name for name in out_features if name not in FEATURES]:
-        raise ValueError(f"OUT_FEATURES holds {bad}; allowed are {FEATURES}")
+        raise ValueError(f"OUT_FEATURES has {bad}; allowed are {FEATURES}")
     return tuple(out_features)
 
 
 def check_preprocessing(cfg: CfgNode, wanted: Preprocessing) -> None:
-    """Warn where a config prepares images otherwise than the variant's weights expect."""
+    """Warn if a config prepares images differently from what the variant's weights expect."""
     given = Preprocessing(tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT)
     if given != wanted:
         logger.warning(
-            "The config's images are %s; the backbone's published weights expect %s. Set "
+            "The config prepares images as %s, but the backbone's published weights expect %s. Set "
             "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT, unless your weights differ.",
             given,
             wanted,

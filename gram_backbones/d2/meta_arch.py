@@ -1,4 +1,4 @@
-"""R-CNN that tells its backbone which part of each padded image is real."""
+"""R-CNN that passes the unpadded image sizes to its backbone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class GramGeneralizedRCNN(GeneralizedRCNN):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # FPN calls its bottom-up network with the tensor alone: the sizes join on the way.
+        # FPN passes only the tensor to its bottom-up network, so the sizes are added in between.
         has_fpn = hasattr(self.backbone, "bottom_up")
         self._image_sizes = ImageSizes(self.backbone.bottom_up if has_fpn else self.backbone)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Detectron2's, remembering the sizes for the backbone's forward pass that follows."""
+        """Like Detectron2's, and store the sizes for the backbone's next forward pass."""
         images = super().preprocess_image(batched_inputs)
         self._image_sizes.sizes = list(images.image_sizes)
         return images

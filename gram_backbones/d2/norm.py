@@ -15,7 +15,7 @@ FROZEN_NORMS.add(FrozenBatchNorm2d)
 
 
 def norm_factory(name: str) -> Callable[[int], nn.Module]:
-    """``channels -> module`` for a name of Detectron2's ``get_norm``; group counts are adapted.
+    """``channels -> module`` for a norm of Detectron2's ``get_norm``; GN adapts its group count.
 
     Raises:
         ValueError: ``get_norm`` does not know the name.

@@ -31,18 +31,18 @@ def save_pictures(
 
     Args:
         results_file: COCO results as Detectron2's evaluator writes them.
-        dataset_name: registered data set that they belong to.
-        folder: gets one PNG per image.
-        limit: at most this many images, the data set's first ones.
-        score_thresh: instances with this score or more are drawn.
-        fallback: where no instance of an image has that score, the best few are drawn instead, and
-            the picture says so.
+        dataset_name: registered data set of the results.
+        folder: output folder, one PNG per image.
+        limit: maximum number of images, from the beginning of the data set.
+        score_thresh: minimum score of instances to draw.
+        fallback: number of best instances to draw if none of an image reaches that score; the
+            picture then says so.
 
     Returns:
         The number of pictures written.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    # Data sets registered without one have contiguous ids already.
+    # Data sets registered without this mapping already have contiguous ids.
     to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {}
     predictions = defaultdict(list)
     with open(results_file) as file:
@@ -72,7 +72,7 @@ def save_pictures(
 
 
 def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
-    # One colour a class where the data set has colours: the two sides are compared more easily.
+    # One colour per class, if the data set has colours, makes the two sides easier to compare.
     mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     scale = max(1.0, _MIN_SIDE / min(image.shape[:2]))
     return Visualizer(image, metadata, scale=scale, instance_mode=mode)

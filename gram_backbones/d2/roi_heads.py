@@ -18,7 +18,7 @@ class GramRes5ROIHeads(Res5ROIHeads):
     ``MODEL.BACKBONE.NAME`` names the backbone, and so the family.
 
     Raises:
-        ValueError: the backbone is none of ours, or already has that stage itself.
+        ValueError: the backbone is not of this package, or already includes that stage.
     """
 
     @classmethod
@@ -26,19 +26,19 @@ class GramRes5ROIHeads(Res5ROIHeads):
         name = cfg.MODEL.BACKBONE.NAME
         if name not in LAST_STAGES:
             raise ValueError(
-                f"MODEL.ROI_HEADS.NAME GramRes5ROIHeads does not go with MODEL.BACKBONE.NAME "
+                f"MODEL.ROI_HEADS.NAME GramRes5ROIHeads does not support MODEL.BACKBONE.NAME "
                 f"{name!r}; allowed are {sorted(LAST_STAGES)}"
             )
         if list(cfg.MODEL.ROI_HEADS.IN_FEATURES) != ["res4"]:
             raise ValueError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {cfg.MODEL.ROI_HEADS.IN_FEATURES}; "
-                "GramRes5ROIHeads takes ['res4']"
+                "GramRes5ROIHeads needs ['res4']"
             )
         node, build_last_stage = LAST_STAGES[name]
         if "res5" in cfg.MODEL[node].OUT_FEATURES:
             raise ValueError(
-                "the backbone's OUT_FEATURES hold 'res5', which GramRes5ROIHeads applies to "
-                "regions; a C4 backbone takes ['res4']"
+                "the backbone's OUT_FEATURES include 'res5', which GramRes5ROIHeads applies to "
+                "regions; set them to ['res4'] for C4"
             )
         stage = build_last_stage(cfg)
         return stage, cast(int, stage.out_channels)  # which register_builders asks for

@@ -9,9 +9,9 @@ try:
     import mmdet  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "gram_backbones.mmdet needs MMDetection 3, which is not installed here: install "
-        "onedl-mmdetection or mmdet as their documentation says, or run tools/setup.sh of a "
-        "gram_backbones checkout"
+        "gram_backbones.mmdet needs MMDetection 3, which is not installed: install "
+        "onedl-mmdetection or mmdet as their documentation describes, or run tools/setup.sh in a "
+        "checkout of gram_backbones"
     ) from error
 
 from .aognet import AOGNetBackbone, AOGNetStage

@@ -1,4 +1,4 @@
-"""Detectors that tell a DG-Net which part of each padded image is real."""
+"""Detectors that pass the unpadded image sizes to a DG-Net."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..dgnet.image_sizes import ImageSizes
 
 
 class ValidSizesMixin(BaseDetector):
-    """Stands before any detector of MMDetection: passes ``img_shape`` on as ``valid_sizes``.
+    """Mixin to put before any detector of MMDetection; passes ``img_shape`` as ``valid_sizes``.
 
-    For a detector that is not below::
+    For a detector that is not in this module::
 
         @MODELS.register_module()
         class MyDetector(ValidSizesMixin, TOOD):
             pass
 
-    Other backbones than DG-Net run as ever. Image sizes come with ``loss``, ``predict`` and the
-    tensor mode: who calls ``extract_feat`` alone, as some semi-supervised detectors do for their
-    teacher, has no sizes to pass, and routers then pool all of the padded images.
+    Backbones other than DG-Net run as usual. ``loss``, ``predict`` and the tensor mode pass image
+    sizes. ``extract_feat`` alone, which some semi-supervised detectors call for their teacher, has
+    no sizes, so routers then pool the whole padded images.
     """
 
     def __init__(self, *args, **kwargs):

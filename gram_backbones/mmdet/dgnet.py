@@ -22,9 +22,9 @@ class DGNetBackbone(MMDetBackbone, DGNet, BaseModule):
 
 @MODELS.register_module("DGStage")
 class DGNetStage(MMDetInterface, DGStage, BaseModule):
-    """A ``shared_head``: DG-Net's last stage, dynamic for every region.
+    """A ``shared_head``: DG-Net's last stage, with edges computed for every region.
 
-    Regions ``(R, C, H, W)``, ``(R, C', H / 2, W / 2)`` out; R may be 0. Arguments: see
+    Maps regions ``(R, C, H, W)`` to ``(R, C', H / 2, W / 2)``; R may be 0. Arguments: see
     :class:`MMDetInterface` and :class:`gram_backbones.dgnet.DGStage`.
     """
 

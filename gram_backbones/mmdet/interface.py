@@ -1,4 +1,4 @@
-"""What every adapter to MMDetection shares: initialisation by ``init_cfg``, and ``norm_eval``."""
+"""Base of the MMDetection adapters: initialisation by ``init_cfg``, and ``norm_eval``."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ InitCfg = dict[str, Any] | Sequence[dict[str, Any]] | None
 
 
 class MMDetInterface(BaseModule):
-    """Stands before a core class and ``BaseModule`` in a class statement.
+    """Mixin to put before a core class and ``BaseModule`` in a class statement.
 
     Args:
         variant: name of a row of the family's ``VARIANTS``, or a record.
         args: further arguments of the core class.
-        norm_cfg: ``type`` BN, SyncBN or GN; ``requires_grad=False`` fixes the affine terms.
-        norm_eval: the statistics of BN stay as they are.
-        init_cfg: of MMEngine; ``dict(type='Pretrained', checkpoint=FILE)`` is loaded strictly. The
-            file is a whole backbone's. A file of DG-Net's base network leaves routers and
-            thresholds at their start.
+        norm_cfg: ``type`` BN, SyncBN or GN; ``requires_grad=False`` freezes the affine parameters.
+        norm_eval: keep the statistics of BN fixed.
+        init_cfg: as in MMEngine; ``dict(type='Pretrained', checkpoint=FILE)`` is loaded strictly.
+            The file must hold the whole backbone. With a file of DG-Net's base network, routers and
+            thresholds keep their initial values.
         kwargs: further arguments of the core class, such as ``with_cp``.
 
     Raises:
-        ValueError: a variant, norm or width that is not possible.
+        ValueError: the variant, the norm or a width is not possible.
     """
 
     default_variant: str
     is_init: bool  # MMEngine's
     norm_eval = False
-    missing_file: str | None = None  # what to say until something fills the module
+    missing_file: str | None = None  # error message until something fills the module
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class MMDetInterface(BaseModule):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; with ``norm_eval`` the statistics of BN stay as they are."""
+        """Set the mode; with ``norm_eval`` the statistics of BN stay fixed."""
         super().train(mode)
         if mode and self.norm_eval:
             for module in self.modules():
@@ -69,22 +69,22 @@ class MMDetInterface(BaseModule):
     def init_weights(self) -> None:
         """Apply ``init_cfg``; ``type='Pretrained'`` fills every tensor, or nothing.
 
-        MMEngine's own ``PretrainedInit`` returns normally when no name fits. ``checkpoint`` is the
-        file, ``prefix`` (optional) what stands before the tensor names in it.
+        MMEngine's own ``PretrainedInit`` returns normally if no name fits. ``checkpoint`` is the
+        file. ``prefix`` (optional) is a prefix of the tensor names in it.
 
-        MMEngine initialises before it resumes, and a resumed run must do without the file: where it
-        does not exist, the first forward pass raises FileNotFoundError, unless a checkpoint has
-        filled the module by then.
+        MMEngine initialises before it resumes, and a resumed run must work without the file. If the
+        file does not exist, the first forward pass raises FileNotFoundError, unless a checkpoint
+        has filled the module by then.
 
         Raises:
-            WeightError: the file is not read, or leaves a tensor of the module unfilled; the module
-                is left as it was.
+            WeightError: the file cannot be read or leaves a tensor of the module unfilled; the
+                module is left as it was.
         """
         given = self.init_cfg
         cfgs = [given] if isinstance(given, dict) else list(given or ())
         pretrained = [cfg for cfg in cfgs if _is_pretrained(cfg["type"])]
         was_initialised = self.is_init
-        # None of them is left to MMEngine: it would load with strict=False.
+        # MMEngine gets none of them, as it would load them with strict=False.
         self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained] or None
         try:
             super().init_weights()
@@ -93,26 +93,26 @@ class MMDetInterface(BaseModule):
         if was_initialised:
             return
         for cfg in pretrained:
-            self.is_init = False  # until it is filled: a corrected init_cfg is to be loaded
+            self.is_init = False  # until it is filled, so that a corrected init_cfg is loaded
             self.is_init = self._load_pretrained(cfg)
         if not cfgs and has_fixed_parts(self):
             print_log(
-                f"{type(self).__name__} has no init_cfg: what frozen_stages and norm_eval fix "
-                "stays random, unless load_from or a resumed checkpoint fills it. To train from "
-                "scratch, set frozen_stages=-1, norm_eval=False and "
+                f"{type(self).__name__} has no init_cfg: the parts that frozen_stages and "
+                "norm_eval keep fixed stay random, unless load_from or a resumed checkpoint fills "
+                "them. To train from scratch, set frozen_stages=-1, norm_eval=False and "
                 "norm_cfg=dict(type='BN', requires_grad=True).",
                 logger="current",
                 level=30,
             )
 
     def _load_pretrained(self, cfg: dict[str, Any]) -> bool:
-        """Whether there was a file; what it leaves unfilled is an error."""
+        """Load a file, which must fill every tensor, and return whether it exists."""
         prefix = f"{cfg['prefix'].rstrip('.')}." if cfg.get("prefix") else ""
         try:
             found = load_weights(self, cfg["checkpoint"], prefix)
         except FileNotFoundError as error:
             self.missing_file = str(error)
-            print_log(f"{error}: only a resumed run can do without it", "current", level=30)
+            print_log(f"{error}: only a resumed run works without it", "current", level=30)
             return False
         self.missing_file = None
         for level, line in found.report():
@@ -127,18 +127,18 @@ class MMDetInterface(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, *args, **kwargs):
-        """See the core class; refused while a weight file is missing."""
+        """See the core class; raises while a weight file is missing."""
         if self.missing_file:
             raise FileNotFoundError(self.missing_file)
         return super().forward(*args, **kwargs)
 
 
 class MMDetBackbone(MMDetInterface):
-    """The same for whole backbones: images ``(B, 3, H, W)`` to a tuple of feature maps.
+    """Mixin for whole backbones, which map images ``(B, 3, H, W)`` to a tuple of feature maps.
 
     Args:
         variant, kwargs: as in :class:`MMDetInterface`.
-        out_indices: stages whose outputs are returned, 0 is the first; later ones are not built.
+        out_indices: stages whose outputs are returned, from 0. Later stages are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
 
     Raises:
@@ -158,7 +158,7 @@ class MMDetBackbone(MMDetInterface):
 
     @property
     def out_channels(self) -> tuple[int, ...]:
-        """Channels of the feature maps that the forward pass returns: a neck's ``in_channels``."""
+        """Channels of the returned feature maps, for a neck's ``in_channels``."""
         return tuple(self.feature_channels[name] for name in self.out_features)
 
 

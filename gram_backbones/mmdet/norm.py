@@ -21,7 +21,7 @@ def norm_factory(norm_cfg: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     other divisors.
 
     Raises:
-        ValueError: another type than BN, SyncBN and GN, or keys that the layer does not take.
+        ValueError: the type is not BN, SyncBN or GN, or the layer does not take a key.
     """
     cfg = dict(norm_cfg or {})
     if cfg.get("type") not in ALLOWED:
@@ -29,7 +29,7 @@ def norm_factory(norm_cfg: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     if cfg["type"] == "GN":
         max_groups = cfg.pop("num_groups", 32)
         if max_groups < 1:
-            raise ValueError(f"num_groups is {max_groups}; allowed are 1 and more")
+            raise ValueError(f"num_groups is {max_groups}; it must be at least 1")
         return partial(_adapted_group_norm, cfg, max_groups)
     try:
         build_norm_layer(cfg, 1)

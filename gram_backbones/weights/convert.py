@@ -1,4 +1,4 @@
-"""Weight files from one naming and layout to another, with a record of where they are from."""
+"""Convert weight files to another naming and layout, with a record of their origin."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .fit import fit
 from .names import find_names
 from .records import find_by_hash
 
-# Layout -> what stands before the backbone's names and before those of a C4 head's last stage, and
-# the key of the tensors in a .pth file.
+# Layout -> the prefix of the backbone's names, the prefix of a C4 head's last stage, and the key of
+# the tensors in a .pth file.
 _LAYOUTS = {
     "backbone": ("", None, "state_dict"),
     "d2-fpn": ("backbone.bottom_up.", None, "model"),
@@ -44,25 +44,25 @@ def convert_weights(
     licence: str | None = None,
     allow_pickle: bool = False,
 ) -> dict[str, str]:
-    """Read a file of any kind that we know, and write it as another.
+    """Read a weight file of any known kind and write it in another naming, layout or format.
 
     Args:
         source: path or ``https://`` address.
         target: ``.safetensors``, ``.pth``, ``.pt``, or Detectron2's ``.pkl``.
         model: one of ``list_models()``.
-        names: one of ``NAMINGS``; a detector takes our own.
-        layout: one of ``LAYOUTS``: a bare backbone, or where a detector of Detectron2 or
-            MMDetection, on FPN or C4, has it. The frameworks' own loaders read these.
-        licence: of the weights; by default what the source's record says, or the zoo's.
-        allow_pickle: run whatever a pickle asks for; for trusted files only.
+        names: one of ``NAMINGS``; the layouts of detectors take only ``"own"``.
+        layout: one of ``LAYOUTS``: a bare backbone, or a detector of Detectron2 or MMDetection with
+            FPN or C4, as the frameworks' own loaders read it.
+        licence: of the weights. Default: the licence in the source's record, or in ``WEIGHTS``.
+        allow_pickle: let a pickle run arbitrary code; for trusted files only.
 
     Returns:
         The record that was written with the tensors.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightError: the source is not read or does not fit the model, or names and layout do not go
-            together.
+        WeightError: the source cannot be read or does not fit the model, or names and layout
+            cannot be combined.
     """
     if not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {Path(target).absolute().parent}")
@@ -75,10 +75,10 @@ def convert_weights(
     if layout not in _LAYOUTS:
         raise WeightError(f"layout is {layout!r}; allowed are {LAYOUTS}")
     if layout != "backbone" and names != "own":
-        raise WeightError(f"layout {layout!r} takes our own names, not {names!r}")
+        raise WeightError(f"layout {layout!r} takes names 'own', not {names!r}")
     prefix, head, key = _LAYOUTS[layout]
     if head is not None and "res5" not in network.stage_names:
-        raise WeightError(f"layout {layout!r} takes a last stage res5, which {model} does not have")
+        raise WeightError(f"layout {layout!r} needs the stage res5, which {model} does not have")
     if layout == "backbone":
         tensors = {allowed[names](name): value for name, value in values.items()}
     else:
@@ -88,7 +88,7 @@ def convert_weights(
     published = {"licence": known.licence, "top1": str(known.top1)} if known else {}
     said = {**published, **file.record}
     if licence is None:
-        licence = said.get("licence", "unknown: ask who made the source")
+        licence = said.get("licence", "unknown: ask the author of the source")
     record = {
         "model": model,
         "names": names,
@@ -107,7 +107,7 @@ def convert_weights(
 
 
 def _network_for(model: str, file: WeightFile) -> StagedBackbone:
-    """The model with as many classes as the file has; without a classifier, where it has none."""
+    """The model with the file's number of classes, or without a classifier if it has none."""
     variant = find_variant(model)
     mine = {ours: name for name, ours in find_names(variant, file.tensors)[2].items()}
     weight = mine.get(f"{variant.classifier}.weight")
@@ -119,7 +119,7 @@ def _network_for(model: str, file: WeightFile) -> StagedBackbone:
 def _placed(
     network: StagedBackbone, values: Mapping[str, Tensor], prefix: str, head: str | None
 ) -> dict[str, Tensor]:
-    """The tensors where a detector has them; a classifier has no place there."""
+    """The tensors under their names in a detector, without the classifier."""
     last = [] if head is None else network.feature_modules("res5")
     parts = {
         f"{name}."
@@ -133,7 +133,7 @@ def _placed(
         if name.startswith(behind):
             continue
         if head is not None and name.startswith(tuple(parts)):
-            # AOGNet's stage is the head's module itself, DG-Net's stands inside it.
+            # AOGNet's stage is the head's module itself; DG-Net's is inside it.
             tensors[head + name.removeprefix("res5.")] = value
         else:
             tensors[prefix + name] = value

@@ -14,7 +14,7 @@ from .files import WeightError, WeightFile
 from .fit import Fit, fit, is_counter, match, network_tensors, shorten
 
 HEADS = ("optional", "other_classes", "exact")
-# Buffers that a detector's config gives.
+# Buffers that a detector's config sets.
 _GIVEN = ("pixel_mean", "pixel_std")
 # Layers whose size goes with the number of classes, by the frameworks' names; RPNs' do not.
 _BY_CLASSES = re.compile(
@@ -25,15 +25,15 @@ _BY_CLASSES = re.compile(
 
 @dataclass(frozen=True)
 class DetectorFit:
-    """What of a file goes where in a detector.
+    """Which tensors of a file go where in a detector.
 
     Attributes:
         source: the file.
-        values: what the detector's tensors become, by their names in it.
-        networks: what each network becomes; a C4 head's stage is a part of its backbone's.
-        heads: how many tensors of neck and heads are among ``values``.
-        resized: those of another number of classes, which keep their start.
-        others: names in the file that nothing in the detector has.
+        values: new values of the detector's tensors, by their names in it.
+        networks: one fit per network; the stage of a C4 head is part of its backbone's.
+        heads: number of tensors of neck and heads among ``values``.
+        resized: tensors for another number of classes, which keep their initial values.
+        others: names in the file that the detector does not have.
     """
 
     source: str
@@ -44,7 +44,7 @@ class DetectorFit:
     others: tuple[str, ...]
 
     def report(self) -> list[tuple[int, str]]:
-        """Levels and lines to log: what proves the load, and what was not used."""
+        """Levels and lines to log: how many tensors were loaded, and what was not used."""
         lines = [line for network in self.networks for line in network.report()]
         if self.heads:
             text = f"loaded {self.heads} tensors of neck and heads from {self.source}"
@@ -54,7 +54,7 @@ class DetectorFit:
             lines.append((logging.INFO, text))
         if self.resized:
             names = ", ".join(self.resized)
-            text = f"initial values kept, another number of classes: {names}"
+            text = f"initial values kept because the number of classes differs: {names}"
             lines.append((logging.WARNING, text))
         return lines
 
@@ -66,7 +66,7 @@ class _Network:
     Attributes:
         variant: row that it was built from.
         places: its tensors' names in the detector, by their names in the whole network.
-        roots: what stands before its parts' names in the detector, and what does in the network.
+        roots: prefixes of its parts in the detector, and their prefixes in the whole network.
     """
 
     variant: Variant
@@ -74,7 +74,7 @@ class _Network:
     roots: dict[str, str] = field(default_factory=dict)
 
     def fit(self, own: Mapping[str, Tensor], file: WeightFile) -> Fit:
-        """Find the network's tensors in a file, first under the names that they have here."""
+        """Find the network's tensors in a file, first under their names in this detector."""
         wanted = {whole: own[place] for whole, place in self.places.items()}
         if not all(is_counter(n) or place in file.tensors for n, place in self.places.items()):
             return fit(wanted, self.variant, file)
@@ -98,19 +98,19 @@ def fit_detector(
 ) -> DetectorFit:
     """Find every tensor of a detector in a file.
 
-    The file is of the detector itself, or of a backbone alone or in another detector, under any
-    names that `gram_backbones.weights.names` knows.
+    The file may be of this detector, of a backbone alone, or of a backbone in another detector. The
+    backbone may have any names that `gram_backbones.weights.names` recognises.
 
     Args:
         own: the detector's tensors by name.
-        parts: the networks and stages of ours in it, by what stands before their names.
-        file: what was read.
+        parts: this package's networks and stages in it, by the prefixes of their tensors' names.
+        file: the file that was read.
         heads: which tensors outside the backbone are required. ``"optional"``: all of neck and
             heads, or none; ``"other_classes"``: all, except that predictors for another number of
             classes keep their initial values (as with ``"optional"``); ``"exact"``: all.
 
     Raises:
-        ValueError: another ``heads``.
+        ValueError: an unknown ``heads``.
         WeightError: tensors are missing, have another shape, are not finite, or are left over in
             the backbone. The message names them.
     """
@@ -141,7 +141,7 @@ def fit_detector(
 
 
 def _networks(parts: Mapping[str, nn.Module]) -> list[_Network]:
-    """Whole networks: a C4 detector's backbone with its head's stage; a teacher besides."""
+    """Whole networks: a C4 detector's backbone with its head's stage; a teacher is another one."""
     networks: list[_Network] = []
     for root, module in parts.items():
         variant, names = network_tensors(module)
@@ -160,7 +160,7 @@ def _networks(parts: Mapping[str, nn.Module]) -> list[_Network]:
 def _fit_heads(
     own: Mapping[str, Tensor], file: WeightFile, *, other_classes: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """What neck and heads become, and the names of those for another number of classes."""
+    """New values of neck and heads, and the names of those for another number of classes."""
 
     def goes_with_classes(name: str, value: Tensor) -> bool:
         same_inputs = value.shape[1:] == own[name].shape[1:]
@@ -178,7 +178,7 @@ def _fit_heads(
 
 
 def is_required(name: str) -> bool:
-    """Whether a file must have a detector's tensor: not pixel statistics, and no counter."""
+    """Whether a file must have a tensor of a detector: all but pixel statistics and counters."""
     return not name.endswith(_GIVEN) and not is_counter(name)
 
 

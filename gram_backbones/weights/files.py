@@ -38,9 +38,9 @@ class WeightFile:
     """What a file holds.
 
     Attributes:
-        source: where it is from, for messages.
+        source: path or address, for messages.
         tensors: by name, without the wrapper that frameworks put around them.
-        record: plain values that stand next to the tensors (see `gram_backbones.weights.records`).
+        record: plain values stored next to the tensors (see `gram_backbones.weights.records`).
     """
 
     source: str
@@ -53,13 +53,12 @@ def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> Weigh
 
     Args:
         source: path or address.
-        allow_pickle: run whatever a pickle asks for. Only for files from a source that is trusted
-            with this machine.
+        allow_pickle: let a pickle run arbitrary code. Only for files from a source that you trust.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightError: the file is damaged, is of no known kind, holds no tensors by name, or is a
-            pickle that needs more than tensors and plain values.
+        WeightError: the file is damaged, of an unknown kind, without tensors by name, or a pickle
+            that needs more than tensors and plain values.
     """
     path = fetch_file(source)
     try:
@@ -68,9 +67,9 @@ def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> Weigh
         tensors = _unwrapped(content, path.stat().st_size)
         record = {**_record(content), **record}
     except WeightError as error:
-        raise WeightError(f"{source} is not read: {error}") from error
+        raise WeightError(f"cannot read {source}: {error}") from error
     except Exception as error:  # parsers of damaged files raise whatever they stumble over
-        raise WeightError(f"{source} is not read: it is damaged or no weight file") from error
+        raise WeightError(f"cannot read {source}: it is damaged or not a weight file") from error
     if not tensors:
         raise WeightError(f"{source} holds no tensors by name")
     return WeightFile(str(source), tensors, record)
@@ -80,7 +79,7 @@ def _read(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
     with path.open("rb") as file:
         start = file.read(16)
     if len(start) < 9:
-        raise WeightError("it is empty or cut off")
+        raise WeightError("it is empty or truncated")
     if start.startswith(b"PK\x03\x04") or zipfile.is_zipfile(path):
         return _read_torch(path, allow_pickle), {}
     if start[8:9] == b"{":
@@ -132,7 +131,7 @@ def _read_torch(path: Path, allow_pickle: bool) -> Any:
 
 
 def _load_tensors(path: Path) -> Any:
-    """``torch.load`` of tensors and plain values; what others allowed in this process is not."""
+    """``torch.load`` of tensors and plain values, without what others allowed in this process."""
     kept = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -149,8 +148,8 @@ def _is_mmengine(content: Any) -> bool:
 def _check_origin(content: Any) -> None:
     """Refuse Detectron2's MSRA ResNets.
 
-    They take BGR and have the stride in the first 1×1 convolution: they fit torchvision's blocks by
-    shape, and are wrong there.
+    They take BGR images and have the stride in the first 1×1 convolution. Their shapes fit
+    torchvision's blocks, but the features would be wrong.
     """
     if not isinstance(content, dict):
         return
@@ -161,9 +160,9 @@ def _check_origin(content: Any) -> None:
     caffe = any(re.match(r"(conv1_|res\d_\d_branch)", name) for name in names)
     if caffe or author in ("Caffe2", "MSRA", "Detectron2 Model Zoo"):
         raise WeightError(
-            f"it is of Caffe's ResNets (author {author or 'not given'!r}): BGR images and the "
-            "stride in the first 1×1 convolution, which fit our networks by shape only; take "
-            "torchvision's weights"
+            f"it is of Caffe's ResNets (author {author or 'not given'!r}), with BGR images and the "
+            "stride in the first 1×1 convolution. They fit our networks by shape only; use "
+            "torchvision's weights instead"
         )
 
 
@@ -183,7 +182,7 @@ def _unwrapped(content: Any, size: int) -> dict[str, Tensor]:
             continue
         if isinstance(value, np.ndarray):
             if value.nbytes > size or value.dtype.kind not in "biuf":
-                raise WeightError(f"{name} is an array of {value.nbytes} bytes, {value.dtype}")
+                raise WeightError(f"{name} is a {value.dtype} array of {value.nbytes} bytes")
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         if isinstance(value, Tensor):
             dense = value.layout == torch.strided and value.device.type == "cpu"
@@ -212,31 +211,32 @@ def _is_plain(value: Any) -> bool:
 def fetch_file(source: str | Path) -> Path:
     """The path of a source; an ``https://`` address is downloaded once and checked every time.
 
-    The address says its SHA-256, whole or its first 8 digits or more: ``…#sha256=<hash>``, or in
-    the file's name as torch hub has it, ``resnet50-0676ba61.pth``. ``torchvision://resnet50`` is
-    torchvision's address. Files are kept in ``gram_backbones`` below torch hub's folder.
+    The address must contain the file's SHA-256 or at least its first 8 digits: as
+    ``…#sha256=<hash>``, or in the file's name as in torch hub, ``resnet50-0676ba61.pth``.
+    ``torchvision://resnet50`` stands for torchvision's address. Files are kept in
+    ``gram_backbones`` below torch hub's folder.
 
     Raises:
         FileNotFoundError: there is no such file, or it could not be downloaded.
-        WeightError: an address without a hash, of another scheme, or whose file has another hash.
+        WeightError: the address has no hash or another scheme, or the file has another hash.
     """
     if str(source).startswith("torchvision://"):
         source = _torchvision_address(str(source).removeprefix("torchvision://"))
     if "://" not in str(source):
         path = os.path.expanduser(source)
-        if not os.path.isfile(path):  # False for what cannot be looked at, too
+        if not os.path.isfile(path):  # also False if access is denied
             raise FileNotFoundError(f"there is no weight file {path}")
         return Path(path)
     parts = urlsplit(str(source))
     if parts.scheme != "https":
-        raise WeightError(f"{source} is not read: allowed are paths and https:// addresses")
+        raise WeightError(f"cannot read {source}: allowed are paths and https:// addresses")
     named = re.search(r"-([0-9a-f]{8,64})\.\w+$", parts.path)
     given = re.fullmatch(r"sha256=([0-9a-f]{8,64})", parts.fragment)
     stated = given or named
     wanted = stated[1] if stated else None
     if wanted is None:
         raise WeightError(
-            f"{source} is not read: it has no hash to check. Append #sha256=<the file's SHA-256>"
+            f"cannot read {source}: it has no hash to check. Append #sha256=<the file's SHA-256>"
         )
     folder = Path(torch.hub.get_dir()) / "gram_backbones"
     path = folder / f"{wanted[:16]}-{Path(parts.path).name}"
@@ -245,7 +245,7 @@ def fetch_file(source: str | Path) -> Path:
         _download(str(source).partition("#")[0], path, wanted)
     if not file_hash(path).startswith(wanted):
         raise WeightError(
-            f"{path} was changed: its SHA-256 does not begin with {wanted}; delete it"
+            f"{path} was changed: its SHA-256 does not begin with {wanted}. Delete the file"
         )
     return path
 
@@ -253,10 +253,10 @@ def fetch_file(source: str | Path) -> Path:
 def _download(address: str, path: Path, wanted: str) -> None:
     try:
         torch.hub.download_url_to_file(address, str(path), hash_prefix=wanted, progress=False)
-    except RuntimeError as error:  # torch hub's word for another hash; it has removed the file
-        raise WeightError(f"{address} has another SHA-256 than {wanted}: {error}") from error
+    except RuntimeError as error:  # torch hub found another hash and removed the file
+        raise WeightError(f"{address} does not have the SHA-256 {wanted}: {error}") from error
     except OSError as error:
-        raise FileNotFoundError(f"{address} could not be downloaded: {error}") from error
+        raise FileNotFoundError(f"cannot download {address}: {error}") from error
 
 
 def _torchvision_address(name: str) -> str:
@@ -265,12 +265,12 @@ def _torchvision_address(name: str) -> str:
     try:
         known = torchvision.models.get_model_weights(model)
     except ValueError as error:
-        raise WeightError(f"torchvision://{name} is not read: {error}") from error
+        raise WeightError(f"cannot read torchvision://{name}: {error}") from error
     for member in known:
         if member.name.lower() == (weights.lower() or "imagenet1k_v1"):
             return member.url
     raise WeightError(
-        f"torchvision://{name} is not read: {weights!r} is none of {[m.name for m in known]}"
+        f"cannot read torchvision://{name}: {weights!r} is none of {[m.name for m in known]}"
     )
 
 
@@ -286,19 +286,19 @@ def file_hash(path: str | Path) -> str:
 def write_weight_file(
     path: str | Path, tensors: Mapping[str, Tensor], record: Mapping[str, str], key: str
 ) -> None:
-    """Write tensors with their record, at once or not at all.
+    """Write tensors with their record, atomically.
 
     Args:
-        path: ``.safetensors``, whose metadata gets the record; ``.pth``, a dict with the tensors
-            under ``key`` and the record under ``meta``; or ``.pkl``, numpy arrays as Detectron2
-            publishes them.
+        path: ends with ``.safetensors``, with the record as metadata; ``.pth`` or ``.pt``, a dict
+            with the tensors under ``key`` and the record under ``meta``; or ``.pkl``, numpy arrays
+            as Detectron2 publishes them.
         tensors: by name.
         record: plain values.
-        key: what the framework that reads a ``.pth`` calls the tensors, ``model`` (Detectron2) or
-            ``state_dict`` (MMEngine).
+        key: key of the tensors in a ``.pth`` file: ``model`` for Detectron2, ``state_dict`` for
+            MMEngine.
 
     Raises:
-        WeightError: another ending.
+        WeightError: the path has another extension.
         OSError: the path cannot be written.
     """
     with replacing(path) as part:
@@ -312,12 +312,12 @@ def _write(
     if suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        # Tensors that share memory are refused there.
+        # safetensors refuses tensors that share memory.
         save_file({k: v.clone() for k, v in tensors.items()}, part, metadata=dict(record))
     elif suffix in (".pth", ".pt"):
         torch.save({key: tensors, "meta": dict(record)}, part)
     elif suffix == ".pkl":
-        # numpy has no bfloat16.
+        # NumPy has no bfloat16.
         half = torch.bfloat16
         tensors = {n: v.float() if v.dtype == half else v for n, v in tensors.items()}
         arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
@@ -325,6 +325,6 @@ def _write(
         part.write_bytes(pickle.dumps(content, protocol=4))
     else:
         raise WeightError(
-            f"{suffix or 'a file without an ending'} is not written; allowed are .safetensors, "
+            f"cannot write {suffix or 'a file without an extension'}; allowed are .safetensors, "
             ".pth, .pt and .pkl"
         )

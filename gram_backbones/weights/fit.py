@@ -30,18 +30,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fit:
-    """What of a file goes where.
+    """Which tensors of a file go where in a network.
 
     Attributes:
         source: the file.
         wanted: number of tensors that this kind of file should provide; counters of BN may be
             missing.
-        values: what the network's tensors become, by their names in the whole network.
+        values: new values of the network's tensors, by their names in the whole network.
         kept: tensors that this kind of file does not contain and that keep their initial values:
             routers of a DG-Net where the file is its base network's, learned λ's.
         ignored: names in the file of the classifier and of stages that are not built.
-        others: names in the file outside the backbone, of a detector's other parts.
-        warnings: what may be wrong about the file although it fits.
+        others: names in the file of a detector's parts outside the backbone.
+        warnings: reasons why the file may be wrong although it fits.
     """
 
     source: str
@@ -53,12 +53,12 @@ class Fit:
     warnings: tuple[str, ...] = ()
 
     def report(self) -> list[tuple[int, str]]:
-        """Levels and lines to log: one that proves the load, and what was not used."""
+        """Levels and lines to log: how many tensors were loaded, and what was not used."""
         lines = [f"loaded {len(self.values)} of {self.wanted} tensors from {self.source}"]
         for names, what in (
             (self.kept, "not in this kind of file, initial values kept"),
-            (self.ignored, "in the file but not used, classifier or stages that are not built"),
-            (self.others, "in the file but not used, outside the backbone"),
+            (self.ignored, "in the file but not used (classifier, or stages that are not built)"),
+            (self.others, "in the file but not used (outside the backbone)"),
         ):
             if names:
                 lines.append(f"{what}: {shorten(names)}")
@@ -68,12 +68,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class Match:
-    """What a network's tensors become, and what is wrong with a file.
+    """The result of comparing a network's tensors with a file's.
 
     Attributes:
         values: tensors that fit, by name.
-        resized: names of those of another number of classes.
-        problems: names by what is wrong with them: missing, of another shape, not finite.
+        resized: names of tensors that differ only in the number of classes.
+        problems: names by kind of problem: missing, of another shape, not finite.
     """
 
     values: dict[str, Tensor]
@@ -89,13 +89,13 @@ def match(
     found: Mapping[str, Tensor],
     goes_with_classes: Callable[[str, Tensor], bool] = lambda name, value: False,
 ) -> Match:
-    """Compare tensors by name, strictly; only counters of batches may be missing.
+    """Compare tensors by name, strictly; only BN's counters of batches may be missing.
 
     Args:
-        own: a network's tensors.
-        found: a file's, by the same names.
-        goes_with_classes: whether a name and a tensor of another shape are of another number of
-            classes, which is no problem.
+        own: the network's tensors.
+        found: the file's tensors, by the same names.
+        goes_with_classes: called with the name and value of a tensor whose shape differs; True if
+            this is due to another number of classes, which is allowed.
     """
     values, resized = {}, []
     missing = [name for name in own if name not in found and not is_counter(name)]
@@ -108,7 +108,7 @@ def match(
         elif goes_with_classes(name, value):
             resized.append(name)
         else:
-            wrong.append(f"{name} of {describe_tensor(value)}, not {describe_tensor(mine)}")
+            wrong.append(f"{name} ({describe_tensor(value)} instead of {describe_tensor(mine)})")
     # In the network's precision: what is finite in float64 may not be there.
     infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
     problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
@@ -119,10 +119,10 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     """Find every tensor of a network in a file.
 
     Args:
-        network: the network's tensors by their names in the whole network of ``variant``; of a part
-            of it, only that part's.
+        network: the network's tensors by their names in the whole network of ``variant``; for a
+            part of it, only that part's.
         variant: row that the network was built from.
-        file: what was read.
+        file: the file that was read.
 
     Raises:
         WeightError: tensors are missing, have another shape, are not finite, or are left over. The
@@ -139,7 +139,7 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
     left, others = _unmapped(file, names, prefix)
     ignored = [n for n, mine in names.items() if mine not in values and not is_counter(n)]
     built = {variant.part_of(name) for name in network if not name.startswith(head)}
-    # Of a stage that is built the network has every tensor that the file may have.
+    # A stage that is built must take every tensor that the file has of it.
     left += [n for n in ignored if variant.part_of(names[n]) in built and names[n] not in wanted]
     count = sum(name in found or not is_counter(name) for name in wanted)
     problems = {**matched.problems, "left over": left}
@@ -172,11 +172,11 @@ def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
     for key in ("mean", "std", "channel_order"):
         said = file.record.get(key)
         if said is not None and said != str(getattr(images, key)):
-            found.append(f"its {key} is {said}, our configs' is {getattr(images, key)}")
+            found.append(f"its {key} is {said}, but our configs use {getattr(images, key)}")
     if naming == "detectron2" and "author" not in file.record:
         found.append(
-            "it has Detectron2's names and no author; its MSRA ResNets (BGR, stride in the first "
-            "1×1 convolution) would fit, and be wrong"
+            "it has Detectron2's tensor names and does not name its author. Detectron2's MSRA "
+            "ResNets (BGR, stride in the first 1×1 convolution) would fit but be wrong"
         )
     return found
 
@@ -184,7 +184,7 @@ def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
 def _required_names(
     network: Iterable[str], variant: Variant, found: Iterable[str]
 ) -> tuple[list[str], list[str]]:
-    """The tensors that a file must fill, and those that it may lack and that keep their start."""
+    """The tensors that a file must fill, and those that keep their initial values without it."""
     absent = [part for part in variant.added if not any(_is_part(name, part) for name in found)]
     optional = [n for n in network if any(_is_part(n, part) for part in absent)]
     required = [n for n in network if n not in optional]
@@ -196,9 +196,9 @@ def _is_part(name: str, part: str) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    """Whether it is a BN's count of batches, which only a momentum of None reads.
+    """Whether a tensor is BN's count of batches, which files may lack.
 
-    A file may have it or not.
+    Only BN with a momentum of None reads it.
     """
     return name.endswith("num_batches_tracked")
 
@@ -229,14 +229,22 @@ def fitting_models(file: WeightFile) -> list[str]:
 
 
 def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
-    """A network's or stage's variant, and by the whole network's names its tensors' names.
+    """The variant of a network or stage, and its tensors' names by the whole network's.
 
     Raises:
-        TypeError: another module.
+        TypeError: the module is neither a network nor a stage of this package.
+
+    Examples:
+        >>> from gram_backbones.aognet import AOGStage
+        >>> variant, names = network_tensors(AOGStage("aognet_4m", 0))
+        >>> next(iter(names.items()))
+        ('res2.blocks.0.ops.0.conv1.0.weight', 'blocks.0.ops.0.conv1.0.weight')
     """
     variant = getattr(module, "variant", None)
     if not isinstance(variant, Variant):
-        raise TypeError(f"{type(module).__name__} is no network of ours, and no stage of one")
+        raise TypeError(
+            f"{type(module).__name__} is neither a network nor a stage of gram_backbones"
+        )
     place = getattr(module, "place", "")
     return variant, {place + name: name for name in module.state_dict()}
 
@@ -244,20 +252,33 @@ def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
 def load_weights(
     module: nn.Module, source: str | Path | WeightFile | Mapping[str, Tensor], prefix: str = ""
 ) -> Fit:
-    """Fill a network, or a C4 detector's stage, from a file or from tensors by name.
+    """Fill a network, or a C4 detector's stage, from a file or from a state dict.
 
-    Recognised are this project's names, both namings of the AOGNet authors, and for DG-Net the base
-    network's in torchvision, timm and Detectron2, alone or inside a detector of either framework.
+    Recognised are the tensor names of this project and both namings of the AOGNet authors. For
+    DG-Net, so are the names of its base network in torchvision, timm and Detectron2. The network
+    may be alone in the file or part of a detector of Detectron2 or MMDetection.
 
     Args:
-        module: gets the weights: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
+        module: network to fill: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
         source: path, ``https://`` address with a hash, a file that was read, or a state dict.
-        prefix: take only tensors whose names begin with this, without it.
+        prefix: take only tensors whose names begin with this prefix, and strip it.
+
+    Returns:
+        What was loaded, kept and ignored.
 
     Raises:
         FileNotFoundError: there is no such file.
         WeightError: see :func:`gram_backbones.weights.files.read_weight_file` and :func:`fit`; the
             module is left as it was.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> from gram_backbones import DGNet
+        >>> fit = load_weights(DGNet("dgnet_r18"), resnet18().state_dict())
+        >>> len(fit.values) == fit.wanted
+        True
+        >>> fit.ignored
+        ('fc.weight', 'fc.bias')
     """
     if isinstance(source, Mapping):
         file = WeightFile("the given state dict", source)
@@ -282,7 +303,7 @@ def _fill(module: nn.Module, names: Mapping[str, str], found: Fit) -> Fit:
 
 
 def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
-    """Fill a classifier, every tensor of it, from a file.
+    """Fill every tensor of a classifier from a file.
 
     Args:
         model: an ``AOGNet`` or ``DGNet`` with ``num_classes``.
@@ -301,19 +322,19 @@ def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
         name = next(n for n in own if n not in found.values and not is_counter(n))
         theirs = len(next(file.tensors[n] for n in found.ignored))
         raise WeightError(
-            f"the classifier in {source} has {theirs} classes, the images have {len(own[name])}"
+            f"the classifier in {source} has {theirs} classes, but the images have {len(own[name])}"
         )
     if found.kept:
         raise WeightError(
-            f"{source} holds the base network alone; needed is a trained model, with its "
+            f"{source} holds only the base network; a trained model is needed, which also has "
             f"{found.kept[0]}"
         )
     return _fill(model, names, found)
 
 
 def describe_tensor(value: Tensor) -> str:
-    """Kind and shape, for messages."""
-    return f"{'numbers' if value.is_floating_point() else 'integers'} {tuple(value.shape)}"
+    """Data type and shape, for messages."""
+    return f"{'floats' if value.is_floating_point() else 'integers'} {tuple(value.shape)}"
 
 
 def shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""Finding a network's tensors in a file, whatever they are called there and where they stand."""
+"""Finding a network's tensors in a file, under any known names and prefixes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from ..staged import Variant
 
-# What may stand before a backbone's names: of data parallelism, of the authors' checkpoints, of
-# detectors (Detectron2 with and without FPN, MMDetection) and of training scripts.
+# Prefixes of a backbone's names: from data parallelism, the authors' checkpoints, detectors
+# (Detectron2 with and without FPN, MMDetection) and training scripts.
 PREFIXES = (
     "",
     "module.",
@@ -28,10 +28,16 @@ HEAD_PREFIXES = ("roi_heads.res5.", "roi_head.shared_head.")
 
 
 def tensor_shapes(variant: Variant) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a variant's classifier for 1000 classes."""
+    """Names and shapes of all tensors of a variant's classifier for 1000 classes.
+
+    Examples:
+        >>> from gram_backbones import AOGNet
+        >>> tensor_shapes(AOGNet.find_variant("aognet_4m"))["fc.weight"]
+        (1000, 640)
+    """
     try:
         return _remembered_shapes(variant)
-    except TypeError:  # a record with lists in it cannot be remembered
+    except TypeError:  # a record that holds lists cannot be cached
         return _shapes(variant)
 
 
@@ -51,8 +57,7 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
         found: names in a file, in its order.
 
     Returns:
-        What the naming is called, the prefix, and for each name in the file that has one of ours,
-        that one.
+        The name of the naming, the prefix, and our names by the names in the file.
     """
     ours, found = dict.fromkeys(tensor_shapes(variant)), list(found)
     if (read := variant.read_names(found)) is not None:
@@ -71,13 +76,13 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
 
 
 def _head_names(found: Iterable[str], ours: Mapping[str, None], prefix: str) -> dict[str, str]:
-    """The last stage of a C4 detector, which stands in its RoI heads under our own names."""
+    """The last stage of a C4 detector, which is in its RoI heads under our own names."""
     names: dict[str, str] = {}
     for name in found:
         for head in HEAD_PREFIXES:
             if name.startswith(prefix + head):
                 part = name.removeprefix(prefix + head)
-                # AOGNet's stage is the head's module itself, DG-Net's stands inside it.
+                # AOGNet's stage is the head's module itself; DG-Net's is inside it.
                 mine = next((n for n in (part, f"res5.{part}") if n in ours), None)
                 names |= {name: mine} if mine else {}
     return names

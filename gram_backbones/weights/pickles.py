@@ -1,7 +1,7 @@
 """Pickles read without importing or running what they name.
 
-Only what tensors and numpy arrays are made of is handed to a pickle, behind wrappers without
-attributes, so that a file changes nothing in the process either.
+A pickle gets only the types that tensors and numpy arrays consist of. They are behind wrappers
+without attributes, so that a file cannot change anything in the process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 
 
 class WeightError(ValueError):
-    """A weight file that is not read, or does not fit; nothing was changed."""
+    """A weight file cannot be read or does not fit. Nothing was changed."""
 
 
 def refused_pickle(names: str) -> WeightError:
-    """The refusal of a pickle that needs more than it is given."""
+    """The error for a pickle that needs more than tensors and plain values."""
     return WeightError(
         f"it is a pickle that needs {names}; allowed are tensors and plain values "
         "(tools/convert_weights.py --allow-pickle converts a file that you trust)"
@@ -31,10 +31,10 @@ def refused_pickle(names: str) -> WeightError:
 
 
 def check_indices(data: bytes) -> None:
-    """Refuse a pickle whose memo would be larger than itself: the reader would allocate it.
+    """Refuse a pickle whose memo would be larger than the file, as the reader would allocate it.
 
     Raises:
-        WeightError: it is so, or the pickle is cut off or damaged.
+        WeightError: the memo is too large, or the pickle is truncated or damaged.
     """
     try:
         for opcode, argument, _ in pickletools.genops(data):
@@ -43,11 +43,11 @@ def check_indices(data: bytes) -> None:
     except ValueError as error:
         if isinstance(error, WeightError):
             raise
-        raise WeightError("it is damaged or no weight file") from error
+        raise WeightError("it is damaged or not a weight file") from error
 
 
 class _Call:
-    """A function that a pickle may call, and not change."""
+    """A function that a pickle may call but not change."""
 
     __slots__ = ("_function",)
     _function: Callable
@@ -65,7 +65,7 @@ class _Call:
         return self._function(*args)
 
 
-# What tensors are made of in a pickle of torch; nothing here runs what a file brings along.
+# What tensors consist of in a torch pickle. Nothing here runs code from the file.
 _TENSOR_GLOBALS = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _Call(torch._utils._rebuild_tensor_v2),
@@ -75,7 +75,7 @@ _TENSOR_GLOBALS = {
 
 
 class _Opaque:
-    """Stands for an object of a type that is not imported."""
+    """Placeholder for an object whose type is not imported."""
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -100,7 +100,7 @@ class _Opaque:
 
 
 def opaque_pickle() -> SimpleNamespace:
-    """A pickle module for ``torch.load`` that imports nothing but what tensors are made of."""
+    """A pickle module for ``torch.load`` that imports only what tensors consist of."""
     refused: set[str] = set()
 
     class Unpickler(pickle.Unpickler):
@@ -145,7 +145,7 @@ def read_numpy_pickle(data: bytes, allow_pickle: bool) -> Any:
 
 
 def _latin_bytes(text: str, encoding: str) -> bytes:
-    """What pickles of Python 2 call to make bytes; the codec machinery itself is not offered."""
+    """Make bytes as pickles of Python 2 do, without access to other codecs."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise WeightError(f"it encodes {type(text).__name__} as {encoding!r}")
     return text.encode("latin1")

@@ -1,7 +1,7 @@
-"""Weights as records: where a file is from, what it fits, what images it expects.
+"""Records of published weight files: origin, model and expected images.
 
-The files of AOGNet's authors are for research only. They are named here with their licence and not
-hosted: get them from the authors, and give their path.
+The files of AOGNet's authors are for research only. They are listed here with their licence, but
+not hosted. Get them from the authors and give their path.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class WeightRecord:
     Attributes:
         name: ``<model>.<tag>``; the tags are timm's where it has the same file.
         model: which of our models it fits.
-        url: ``https://`` address with the file's hash; None where the file is not published at one.
-        sha256: the hash, or its beginning.
+        url: ``https://`` address with the file's hash; None if there is none.
+        sha256: the hash, or its first digits.
         preprocessing: of the images that the network was trained on.
-        top1: ImageNet top-1 in percent, as published, of the network that the file is of.
+        top1: published ImageNet top-1 of the file's network, in percent.
         origin: who trained it.
-        licence: under which it is published.
-        of_base: it is of a DG-Net's base network: routers keep their start.
+        licence: licence of the file.
+        of_base: whether the file is of a DG-Net's base network, so that routers keep their initial
+            values.
     """
 
     name: str
@@ -102,7 +103,12 @@ WEIGHTS = _records()
 
 
 def list_weights(pattern: str = "*") -> list[str]:
-    """Names of all weight records that match a shell pattern, sorted."""
+    """Names of all weight records that match a shell pattern, sorted.
+
+    Examples:
+        >>> list_weights("dgnet_r50.*")
+        ['dgnet_r50.tv2_in1k', 'dgnet_r50.tv_in1k']
+    """
     return sorted(name for name in WEIGHTS if fnmatch(name, pattern))
 
 
@@ -113,19 +119,25 @@ def find_by_hash(digest: str) -> WeightRecord | None:
 
 
 def weight_source(model: str, weights: str) -> str:
-    """The path or address behind a record's name or its tag; anything else is one already.
+    """The address of a record, given by its name or tag; a path or address is returned as it is.
 
     Raises:
         WeightError: the record is of another model, or its file is not published at an address.
+
+    Examples:
+        >>> weight_source("dgnet_r50", "tv_in1k")
+        'https://download.pytorch.org/models/resnet50-0676ba61.pth'
+        >>> weight_source("dgnet_r50", "my_weights.pth")
+        'my_weights.pth'
     """
     record = WEIGHTS.get(weights) or WEIGHTS.get(f"{model}.{weights}")
     if record is None:
         return weights
     if record.model != model:
-        raise WeightError(f"{record.name} is of {record.model}, not of {model}")
+        raise WeightError(f"{record.name} is for {record.model}, not for {model}")
     if record.url is None:
         raise WeightError(
             f"{record.name} is not hosted (licence: {record.licence}); get the file from "
-            f"{record.origin}, and give its path"
+            f"{record.origin} and give its path"
         )
     return record.url

@@ -170,7 +170,7 @@ def test_rows_have_colours_of_their_own_on_white(tool, runs, monkeypatch, tmp_pa
     (
         (None, ("--table",), "holds no run: there is no .*metrics.jsonl"),
         ("", ("--table",), "is empty"),
-        ("{nothing", ("--table",), "is not read"),
+        ("{nothing", ("--table",), "cannot read"),
         ('{"epoch": 1, "loss": 2}', ("--output", "x.png", "--metric", "top9"), "'top9'; .*loss"),
     ),
 )

@@ -59,7 +59,7 @@ def test_arguments_of_the_model_reach_it_and_the_record(tool, monkeypatch, few, 
     call(tool, monkeypatch, *chosen, "--eval-only")
     call(tool, monkeypatch, *chosen, "--resume")
     said = refused(tool, monkeypatch, *arguments(few, tmp_path, "--resume"))
-    assert f"of another run: model_kwargs is {{}}, there {kwargs}" in said
+    assert f"of another run: model_kwargs is {{}} here, {kwargs} there" in said
 
 
 def test_a_checkpoint_from_before_there_were_arguments_resumes(few, tmp_path):
@@ -70,7 +70,7 @@ def test_a_checkpoint_from_before_there_were_arguments_resumes(few, tmp_path):
     assert content["training"]["config"].pop("model_kwargs") == {}
     torch.save(content, last)
     assert trainer(few, tmp_path, recipe, resume=last).epoch == 1
-    with pytest.raises(ValueError, match="model_kwargs is {'with_cp': True}, there {}"):
+    with pytest.raises(ValueError, match="model_kwargs is {'with_cp': True} here, {} there"):
         trainer(few, tmp_path, recipe, resume=last, model_kwargs={"with_cp": True})
 
 
@@ -127,7 +127,7 @@ def test_cached_images_are_decoded_once_and_change_nothing(tool, monkeypatch, fe
     plain, cached = (read_checkpoint(tmp_path / name / "last.pth") for name in ("plain", "cached"))
     assert same(plain, cached)
     said = refused(tool, monkeypatch, *arguments(few, tmp_path, "--cache", "--workers", 2))
-    assert "--cache takes --workers 0, not 2" in said
+    assert "--cache needs --workers 0, not 2" in said
 
 
 def test_metrics_have_both_gates_and_the_shares_of_closed_edges(
@@ -147,7 +147,7 @@ def test_a_run_starts_from_the_base_network_s_weights(tool, monkeypatch, few, tm
     for edges in ("chain", "dynamic"):
         more = ("--model-kwargs", f"edges={edges}", "--weights", tmp_path / "base.pth")
         call(tool, monkeypatch, *arguments(few, tmp_path / edges, "--lr", 1e-9, *more))
-        tops.append(re.findall(r"at the start: top-1 ([\d.]+)", capsys.readouterr().out))
+        tops.append(re.findall(r"before training: top-1 ([\d.]+)", capsys.readouterr().out))
     assert tops[0] == tops[1] and len(tops[0]) == 1
     state = read_checkpoint(tmp_path / "dynamic/last.pth")["state_dict"]
     for name, value in base.state_dict().items():

@@ -86,7 +86,9 @@ def test_every_model_has_a_recipe_for_folders_that_its_classifier_takes():
         recipe = find_recipe(model, "folder")
         with torch.device("meta"):
             build_classifier(model, 3, recipe)
-    with pytest.raises(ValueError, match="no recipe belongs to dgnet_r50 on cifar10.*aognet_cifar"):
+    with pytest.raises(
+        ValueError, match="dgnet_r50 has no default recipe for cifar10.*aognet_cifar"
+    ):
         find_recipe("dgnet_r50", "cifar10")
     with pytest.raises(ValueError, match="no recipe named 'fast'.*dgnet_regnet"):
         find_recipe("dgnet_r50", "folder", "fast")
@@ -107,10 +109,10 @@ def test_the_learning_rate_follows_the_batch_and_the_warm_up_the_length():
 @pytest.mark.parametrize(
     ("change", "message"),
     (
-        (dict(epochs=0), "epochs is 0; allowed are positive"),
+        (dict(epochs=0), "epochs is 0; it must be positive"),
         (dict(lr=float("nan")), "lr is nan"),
-        (dict(warmup_epochs=120), "warmup_epochs is 120; allowed are 0 to below 120"),
-        (dict(dropout=1.0), "dropout is 1.0; allowed are 0 to below 1"),
+        (dict(warmup_epochs=120), "warmup_epochs is 120; it must be at least 0 and below 120"),
+        (dict(dropout=1.0), "dropout is 1.0; it must be at least 0 and below 1"),
         (dict(augmentation="none"), "augmentation is 'none'; allowed are .*padded_crop"),
     ),
 )
@@ -178,13 +180,15 @@ def test_dropout_goes_where_the_networks_have_it():
         for stage in (model.res2, model.res3, model.res4)
     ]
     assert rates == [{0.0}, {0.25}, {0.25}]
-    with pytest.raises(ValueError, match="dropout is 0.25; dgnet_r18 has no such layer"):
+    with pytest.raises(
+        ValueError, match="dropout is 0.25; it must be 0, as dgnet_r18 has no such layer"
+    ):
         build_classifier("dgnet_r18", 3, recipe)
 
 
 def test_images_smaller_than_the_stride_are_refused():
     recipe = RECIPES["aognet_imagenet"].with_changes(image_size=31)
-    with pytest.raises(ValueError, match="image_size is 31; aognet_4m takes 32 and more"):
+    with pytest.raises(ValueError, match="image_size is 31; aognet_4m needs at least 32"):
         build_classifier("aognet_4m", 3, recipe)
 
 
@@ -195,7 +199,7 @@ def test_images_are_normalised_as_the_network_says():
         image = build_transform(recipe, CIFAR_RGB, training=False)(plain)
         assert image.shape == (3, 24, 24) and image.abs().max() < 0.01
         assert build_transform(recipe, CIFAR_RGB, training=True)(plain).shape == (3, 24, 24)
-    with pytest.raises(ValueError, match="channel_order is 'BGR'; allowed is 'RGB'"):
+    with pytest.raises(ValueError, match="channel_order is 'BGR'; it must be 'RGB'"):
         build_transform(recipe, Preprocessing((0,) * 3, (1,) * 3, "BGR"), training=False)
 
 

@@ -199,8 +199,8 @@ def test_bad_folders_are_one_sentence(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "bare/cat").mkdir(parents=True)
     for arguments, words in (
         ([tmp_path / "gone"], f"there is no folder {tmp_path / 'gone'}"),
-        ([tmp_path / "empty"], f"{tmp_path / 'empty'} must hold a folder of images for every"),
-        ([tmp_path / "bare"], f"{tmp_path / 'bare'} must hold a folder of images for every"),
+        ([tmp_path / "empty"], f"{tmp_path / 'empty'} must contain one folder of images per class"),
+        ([tmp_path / "bare"], f"{tmp_path / 'bare'} must contain one folder of images per class"),
         ([folder, "--resize", 100], "size is 224; allowed are 1 to 100"),
     ):
         message = run_tool(monkeypatch, capsys, "aognet_4m", *arguments, "--checkpoint", "none")
@@ -220,10 +220,10 @@ def test_checkpoints_that_do_not_fit_are_refused(damage, folder, tmp_path, monke
         torch.save(state, path)
     message = run_tool(monkeypatch, capsys, name, folder, "--checkpoint", path)
     words = {
-        "classes": f"the classifier in {path} has 5 classes, the images have 2",
+        "classes": f"the classifier in {path} has 5 classes, but the images have 2",
         "missing": "layer2.0.conv1.weight",
         "no file": str(path),
-        "base": f"{path} holds the base network alone",
+        "base": f"{path} holds only the base network",
     }[damage]
     assert message.startswith("eval_robustness.py: ") and words in message, message
 

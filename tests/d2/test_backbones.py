@@ -265,7 +265,7 @@ def test_c4_heads_refuse_what_they_do_not_fit():
         gram.GramRes5ROIHeads(cfg, {"res5": ShapeSpec(channels=48, stride=32)})
     cfg = small_config("mask_rcnn_aognet12m_c4_1x")
     cfg.MODEL.AOGNET.OUT_FEATURES = ["res4", "res5"]
-    with pytest.raises(ValueError, match="OUT_FEATURES hold 'res5'"):
+    with pytest.raises(ValueError, match="OUT_FEATURES include 'res5'"):
         build_model(cfg)
 
 

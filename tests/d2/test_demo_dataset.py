@@ -4,6 +4,9 @@ import json
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 

@@ -272,7 +272,7 @@ def test_weights_that_do_not_fill_the_backbone_stop_the_run(tmp_path, damage):
     torch.save(state, tmp_path / "w.pth")
     if damage == "text":
         (tmp_path / "w.pth").write_text("weights")
-        name = "w.pth is not read"
+        name = "cannot read .*w.pth: "
     init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "w.pth"))
     backbone = tiny("AOGNet", init_cfg=init_cfg)
     before = copy.deepcopy(backbone.state_dict())
@@ -317,13 +317,13 @@ def test_other_initialisations_are_mmengine_s():
 )
 def test_fixed_random_parts_are_warned_about(arguments, warns, log):
     tiny("AOGNet", **arguments).init_weights()
-    assert any("stays random" in line for line in log) == warns
+    assert any("stay random" in line for line in log) == warns
 
 
 def test_the_advice_to_train_from_scratch_works_in_an_inheriting_config(log, tmp_path):
     leaf = CONFIGS / "faster_rcnn/faster-rcnn_aognet-12m_fpn_1x_coco.py"
     MODELS.build(Config.fromfile(leaf).model.backbone).init_weights()
-    advice = next(line for line in log if "stays random" in line)
+    advice = next(line for line in log if "stay random" in line)
     settings = re.search(r"set (.*)\.$", advice)[1].replace(" and ", ", ")
     file = tmp_path / "mine.py"
     file.write_text(f"_base_ = {str(leaf)!r}\nmodel = dict(backbone=dict({settings}))\n")
@@ -331,7 +331,7 @@ def test_the_advice_to_train_from_scratch_works_in_an_inheriting_config(log, tmp
     backbone = MODELS.build(Config.fromfile(file).model.backbone)
     backbone.init_weights()
     assert all(p.requires_grad for p in backbone.parameters())
-    assert not any("stays random" in line for line in log)
+    assert not any("stay random" in line for line in log)
 
 
 # Detectors

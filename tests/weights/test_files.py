@@ -67,13 +67,13 @@ def damage(kind, folder):
     torch.save(state, file)
     if kind == "truncated":
         file.write_bytes(file.read_bytes()[:-2000])
-        says = "damaged or no weight file"
+        says = "damaged or not a weight file"
     elif kind == "text":
         file.write_text("These are the weights you are looking for.")
         says = "neither safetensors"
     elif kind == "empty":
         file.write_bytes(b"")
-        says = "empty or cut off"
+        says = "empty or truncated"
     elif kind == "hostile":
         torch.save({"state_dict": state, "meta": Hostile()}, file)
         says = r"needs (posix|nt)\.mkdir.*--allow-pickle"
@@ -203,7 +203,7 @@ def huge_meta(folder):
         (saved(torch.zeros(2, device="meta")), "w is a tensor of .*meta"),
         (saved(torch.zeros(2).to(torch.float8_e4m3fn)), "w is a tensor of torch.float8"),
         (saved(torch.zeros(1).expand(1 << 20)), "w is a tensor of"),
-        (pickled(np.zeros(2, dtype=np.complex64)), "w is an array of .*complex"),
+        (pickled(np.zeros(2, dtype=np.complex64)), "w is a complex64 array of"),
     ),
     ids=("memo", "compressed", "sparse", "meta", "float8", "expanded", "complex"),
 )
@@ -261,7 +261,7 @@ def test_msra_resnets_are_refused_in_torch_files_too(tmp_path):
     torch.save({"model": state}, tmp_path / "f.pth")
     found = load_weights(DGNet("dgnet_r18"), tmp_path / "f.pth")
     level, line = found.report()[-1]
-    assert level == logging.WARNING and "no author" in line
+    assert level == logging.WARNING and "does not name its author" in line
 
 
 def test_a_record_of_other_images_is_warned_about_and_handed_on(tmp_path, caplog):
@@ -339,7 +339,7 @@ def test_an_address_is_downloaded_once_and_checked_every_time(server, tmp_path):
     ("address", "says"),
     (
         ("https://host/w.pth", "no hash to check"),
-        ("https://host/w.pth#sha256=" + "0" * 64, "another SHA-256"),
+        ("https://host/w.pth#sha256=" + "0" * 64, "does not have the SHA-256"),
         ("http://host/w-01234567.pth", "https"),
         ("s3://host/w-01234567.pth", "https"),
         ("torchvision://resnet51", "resnet51"),
@@ -353,7 +353,9 @@ def test_an_address_is_refused_in_a_sentence(server, address, says):
 
 def test_torchvision_s_names_are_addresses(server):
     requests = server[1]
-    with pytest.raises(WeightError, match="another SHA-256"):  # the server has one file only
+    with pytest.raises(
+        WeightError, match="does not have the SHA-256"
+    ):  # the server has one file only
         load_weights(DGNet("dgnet_r50"), "torchvision://resnet50")
     assert requests[0].full_url == models.ResNet50_Weights.IMAGENET1K_V1.url
 

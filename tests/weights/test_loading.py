@@ -164,7 +164,7 @@ def test_networks_of_three_stages_are_written_for_pyramids_only(name, tmp_path):
     convert_weights(*paths, layout="mmdet")
     written = torch.load(tmp_path / "target.pth", weights_only=True)["state_dict"]
     assert set(written) == {f"backbone.{key}" for key in state if not key.startswith("fc.")}
-    with pytest.raises(ValueError, match=f"takes a last stage res5, which {name} does not have"):
+    with pytest.raises(ValueError, match=f"needs the stage res5, which {name} does not have"):
         convert_weights(*paths, layout="mmdet-c4")
 
 
@@ -291,7 +291,7 @@ def test_create_model_with_weights(tmp_path):
     torch.save(source.state_dict(), tmp_path / "w.pth")
     network = create_model("aognet_4m", features_only=True, weights=str(tmp_path / "w.pth"))
     assert torch.equal(network.res5.blocks[0].norm.bias, source.res5.blocks[0].norm.bias)
-    with pytest.raises(WeightError, match="of dgnet_r50, not of aognet_4m"):
+    with pytest.raises(WeightError, match="for dgnet_r50, not for aognet_4m"):
         create_model("aognet_4m", weights="dgnet_r50.tv_in1k")
 
 
