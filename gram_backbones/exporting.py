@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .atomic import replacing
 from .staged import StagedBackbone
@@ -79,7 +79,7 @@ def _by_name(output: dict[str, Tensor] | Sequence[Tensor] | Tensor) -> dict[str,
 
 
 def _error(
-    model: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], size: Sequence[int]
+    model: StagedBackbone, run: Callable[[Tensor], Sequence[Tensor]], size: Sequence[int]
 ) -> float:
     images = _images(model, size)
     wanted = _by_name(model(images)).values()
@@ -102,7 +102,13 @@ def _write_program(model: StagedBackbone, path: Path) -> Callable[[Tensor], Sequ
 
 
 def _write_onnx(model: StagedBackbone, path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-    import onnxruntime
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter asks for it)
+    except ImportError as error:
+        raise ImportError(
+            f"ONNX files take the extra 'export' ({error}): pip install 'gram-backbones[export]'"
+        ) from error
 
     example = _images(model, _EXAMPLE)
     torch.onnx.export(

@@ -27,6 +27,4 @@ if __name__ == "__main__":
         error = export_network(model.deploy() if args.deploy else model, args.output)
     except (FileNotFoundError, ImportError, ValueError, WeightError) as problem:
         sys.exit(f"export.py: {problem}")
-    print(
-        f"{args.output}: largest difference from the network {error:.1e}, allowed {TOLERANCE:.0e}"
-    )
+    print(f"{args.output}: differs from the network by {error:.1e}, allowed {TOLERANCE:.0e}")

@@ -20,6 +20,8 @@ def parse_args() -> argparse.Namespace:
     )
     add_common_arguments(parser)
     parser.add_argument("checkpoint", help="file of a trained detector; only its tensors are read")
+    help = "evaluate a deployed copy: norms folded in, fused operators"
+    parser.add_argument("--deploy", action="store_true", help=help)
     return parser.parse_args()
 
 
@@ -32,6 +34,7 @@ def main() -> None:
     except (FileNotFoundError, KeyError, ValueError) as error:
         sys.exit(f"test_mmdet.py: {type(error).__name__}: {error}")
     cfg.load_from = args.checkpoint
+    cfg.deploy = args.deploy
     try:
         GramRunner.from_cfg(cfg).test()  # unnamed, so that it is freed before end_processes
     except WeightError as error:

@@ -13,6 +13,9 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     for name, node in CONFIG_NODES.items():
         if name not in cfg.MODEL:
             cfg.MODEL[name] = node.clone()
+    # Evaluate and predict with a deployed copy of the backbone: norms folded in, fused operators.
+    if "DEPLOY" not in cfg.TEST:
+        cfg.TEST.DEPLOY = False
     # Pictures of predictions next to the ground truth after an evaluation: how many, and the
     # lowest score of an instance to draw.
     if "PICTURES" not in cfg.TEST:

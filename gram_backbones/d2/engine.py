@@ -24,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..dgnet.gate_report import report_gates
 from ..distributed import end_processes
+from ..fused import deploy
 from ..layers import has_fixed_parts
 from .checkpoint import GramCheckpointer
 from .pictures import save_pictures
@@ -121,7 +122,10 @@ class GramTrainer(DefaultTrainer):
         """Evaluate on ``DATASETS.TEST``, then draw predictions next to the ground truth.
 
         A DG-Net's closed edges are logged with the first batch: `gram_backbones.dgnet.gate_report`.
+        With ``TEST.DEPLOY`` a deployed copy is evaluated.
         """
+        if cfg.TEST.DEPLOY:
+            model = deploy(getattr(model, "module", model))
         report_gates(model, logger.log)
         results = super().test(cfg, model, evaluators)
         if evaluators is None and comm.is_main_process():
@@ -131,7 +135,10 @@ class GramTrainer(DefaultTrainer):
 
 
 class GramPredictor(DefaultPredictor):
-    """``DefaultPredictor`` that raises unless ``MODEL.WEIGHTS`` fill the whole detector."""
+    """``DefaultPredictor`` that raises unless ``MODEL.WEIGHTS`` fill the whole detector.
+
+    With ``TEST.DEPLOY`` it predicts with a deployed copy: `gram_backbones.fused.deploy`.
+    """
 
     def __init__(self, cfg: CfgNode):
         if not cfg.MODEL.WEIGHTS:
@@ -146,6 +153,8 @@ class GramPredictor(DefaultPredictor):
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         GramCheckpointer(self.model, heads="exact").load(cfg.MODEL.WEIGHTS)
+        if cfg.TEST.DEPLOY:
+            self.model = deploy(self.model)
 
 
 def end_launched_processes() -> None:

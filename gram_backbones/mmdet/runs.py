@@ -17,6 +17,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..dgnet.gate_report import report_gates
+from ..fused import deploy
 from ..seeding import MODEL, seed_everything
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, read_weight_file
@@ -140,6 +141,7 @@ class GramRunner(Runner):
     ``load_from`` is read as `gram_backbones.weights.files` reads: nothing in the file runs. It
     fills the whole detector; a file of a backbone alone, or of another detector, is refused. Only
     before training may predictors of another number of classes keep their start.
+    With ``deploy = True`` in the config a deployed copy is tested, see `gram_backbones.fused`.
     A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
 
     Raises:
@@ -178,9 +180,15 @@ class GramRunner(Runner):
         """
         if fn_name == "before_train_iter":
             seed_everything(MODEL, self.seed, self.rank, self.iter)
+        super().call_hook(fn_name, **kwargs)
+        if self.cfg.get("deploy") and fn_name == "before_test_epoch":
+            # After EMAHook has put its weights in; it takes them out of the trained model.
+            self._trained = self.model
+            self.model = deploy(getattr(self.model, "module", self.model))
+        if self.cfg.get("deploy") and fn_name == "after_test_epoch":
+            self.model = self._trained
         if fn_name in ("before_val_epoch", "before_test_epoch"):
             report_gates(self.model, self.logger.log)
-        super().call_hook(fn_name, **kwargs)
 
     def load_or_resume(self) -> None:
         """MMEngine's; then every weight file that was asked for has been found."""
