@@ -164,7 +164,7 @@ def test_the_tool_trains_evaluates_and_draws(trained):
 @pytest.mark.slow
 def test_the_tool_evaluates_a_checkpoint_and_draws(trained, demo, tmp_path):
     file, out, _ = trained
-    options = ("--data-root", demo, "--work-dir", tmp_path / "test", "--pictures", 1)
+    options = ("--data-root", demo, "--work-dir", tmp_path / "test", "--pictures", 1, "--deploy")
     done = run(ROOT / "tools/test_mmdet.py", file, out / "iter_2.pth", *options)
     check_ended_well(done)
     assert "coco/bbox_mAP" in done.stdout
