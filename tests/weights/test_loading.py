@@ -217,7 +217,7 @@ def test_a_conversion_there_and_back_changes_nothing(model, names, ending, tmp_p
     ("arguments", "says"),
     (
         (dict(names="timm"), "can be written as"),
-        (dict(layout="d2-fpn", names="authors"), "our own names"),
+        (dict(layout="d2-fpn", names="authors"), "takes names 'own', not 'authors'"),
         (dict(layout="yolo"), str(LAYOUTS[0])),
     ),
 )
