@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 class Variant:
@@ -125,12 +126,16 @@ class StagedBackbone(nn.Module):
         strides: dict[str, int],
         out_features: Sequence[str | int] | None,
         num_classes: int | None,
+        output_stride: int,
     ) -> None:
         """Settle which stages are built and returned, before anything is built.
 
         Raises:
-            ValueError: features that do not exist, or features of a classifier.
+            ValueError: features that do not exist, features of a classifier, or an output stride
+                out of ``OUTPUT_STRIDES``.
         """
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride is {output_stride}; allowed are {OUTPUT_STRIDES}")
         names = tuple(channels)
         if out_features is not None and num_classes is not None:
             raise ValueError(
@@ -147,7 +152,8 @@ class StagedBackbone(nn.Module):
         self.frozen_stages = -1
         self.stage_names = names[1 : depth + 1]
         self.feature_channels = {name: channels[name] for name in names[: depth + 1]}
-        self.feature_strides = {name: strides[name] for name in names[: depth + 1]}
+        self.output_stride = output_stride
+        self.feature_strides = {n: min(strides[n], output_stride) for n in names[: depth + 1]}
 
     @property
     def size_divisibility(self) -> int:

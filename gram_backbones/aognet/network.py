@@ -158,13 +158,17 @@ class NodeOperation(nn.Module):
     happens in T-nodes only.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, dropout: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm: Norm, dropout: float, dilation: int = 1
+    ):
         super().__init__()
         norm = resolve_norm(norm)
         # A quarter of the output, half rounded up, 4 at least (spec of the node operation).
         width = max(4, (out_channels + 2) // 4)
         self.conv1 = Conv2dNormActivation(in_channels, width, 1, norm_layer=norm, bias=False)
-        self.conv2 = Conv2dNormActivation(width, width, 3, norm_layer=norm, bias=False)
+        self.conv2 = Conv2dNormActivation(
+            width, width, 3, norm_layer=norm, bias=False, dilation=dilation
+        )
         self.conv3 = Conv2dNormActivation(
             width, out_channels, 1, norm_layer=norm, activation_layer=None, bias=False
         )
@@ -192,6 +196,7 @@ class AOGBlock(nn.Module):
         in_channels, out_channels: widths; each is cut into the graph's N words.
         graph: And-Or graph of the block.
         learn_scales: make every λ of the skip connections a parameter that starts at its constant.
+        dilation: of the 3×3 convolutions.
 
     Raises:
         ValueError: fewer channels than words, or lateral connections with an output width that is
@@ -207,6 +212,7 @@ class AOGBlock(nn.Module):
         norm: Norm = "BN",
         dropout: float = 0.0,
         learn_scales: bool = False,
+        dilation: int = 1,
     ):
         super().__init__()
         n = graph.n_words
@@ -227,7 +233,7 @@ class AOGBlock(nn.Module):
             source = width
             if node.type is NodeType.T:
                 source = self.in_bounds[end + 1] - self.in_bounds[start]
-            ops.append(NodeOperation(source, width, norm=norm, dropout=dropout))
+            ops.append(NodeOperation(source, width, norm=norm, dropout=dropout, dilation=dilation))
         self.ops = nn.ModuleList(ops)  # by node id
         self.norm = resolve_norm(norm)(out_channels)
         # FrozenBN without loaded statistics does not normalise: sums over the grammar would grow
@@ -312,7 +318,7 @@ class AOGStage(nn.Module):
     Args:
         variant: name or record.
         index: which stage of the variant, from 0; None is the last.
-        norm, dropout, learn_scales, with_cp: as in :class:`AOGNet`.
+        norm, dropout, learn_scales, with_cp, output_stride: as in :class:`AOGNet`.
     """
 
     def __init__(
@@ -325,6 +331,7 @@ class AOGStage(nn.Module):
         learn_scales: bool = False,
         zero_init_last: bool = True,
         with_cp: bool = False,
+        output_stride: int = 32,
     ):
         super().__init__()
         variant = AOGNet.find_variant(variant)
@@ -337,15 +344,24 @@ class AOGStage(nn.Module):
         self.in_channels, self.out_channels = widths[0], widths[-1]
         self.with_cp = with_cp
         self.transition = None
+        dilation = max(1, list(variant.strides.values())[index + 1] // output_stride)
         if index:
             self.transition = nn.Sequential(
                 Conv2dNormActivation(
                     widths[0], widths[0], 1, norm_layer=resolve_norm(norm), bias=False
                 ),
-                nn.AvgPool2d(2, 2),
+                nn.AvgPool2d(2, 2) if dilation == 1 else DilatedMean(dilation // 2),
             )
         self.blocks = nn.ModuleList(
-            AOGBlock(before, after, graph, norm=norm, dropout=dropout, learn_scales=learn_scales)
+            AOGBlock(
+                before,
+                after,
+                graph,
+                norm=norm,
+                dropout=dropout,
+                learn_scales=learn_scales,
+                dilation=dilation,
+            )
             for before, after in zip(widths, widths[1:])
         )
         _init_weights(self, zero_init_last)
@@ -360,12 +376,34 @@ class AOGStage(nn.Module):
         return sequential_chains(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C_in, H, W)`` to ``(B, C_out, H // 2, W // 2)``, sizes kept in stage 0."""
+        """Map ``(B, C_in, H, W)`` to ``(B, C_out, H // 2, W // 2)``.
+
+        Sizes are kept in stage 0 and where the output stride is reached.
+        """
         if self.transition is not None:
             x = run(self.transition, x)
         for block in self.blocks:
             x = recompute(block, x) if self.with_cp and self.training else block(x)
         return x
+
+
+class DilatedMean(nn.Module):
+    """Mean over 2 × 2 pixels at a distance, with stride 1: 2 × 2 pooling without its stride.
+
+    Args:
+        distance: between the pixels.
+    """
+
+    def __init__(self, distance: int):
+        super().__init__()
+        self.distance = distance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to the same shape; edge pixels are repeated beyond the edge."""
+        d = self.distance
+        x = F.pad(x, (0, d, 0, d), mode="replicate")
+        x = (x[:, :, :, :-d] + x[:, :, :, d:]) / 2
+        return (x[:, :, :-d] + x[:, :, d:]) / 2
 
 
 def _block_widths(variant: AOGNetVariant, index: int) -> list[int]:
@@ -407,10 +445,12 @@ class AOGNet(StagedBackbone):
         zero_init_last: start the last BN scale of every node operation at 0.
         with_cp: recompute each block's activations in the backward pass to save memory.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
+        output_stride: 8 or 16 keep the resolution from that stride on: convolutions of later stages
+            are dilated instead. At 32 all stages halve it.
 
     Raises:
         ValueError: an unknown variant or feature, widths that the grammar cannot divide, or a
-            ``frozen_stages`` out of range.
+            ``frozen_stages`` or ``output_stride`` out of range.
     """
 
     VARIANTS = VARIANTS
@@ -429,12 +469,13 @@ class AOGNet(StagedBackbone):
         zero_init_last: bool = True,
         with_cp: bool = False,
         frozen_stages: int = -1,
+        output_stride: int = 32,
     ):
         super().__init__()
         variant = self.find_variant(variant)
         strides = variant.strides
         channels = dict(zip(strides, variant.channels))
-        self._plan_features(variant, channels, strides, out_features, num_classes)
+        self._plan_features(variant, channels, strides, out_features, num_classes, output_stride)
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1
 
@@ -450,6 +491,7 @@ class AOGNet(StagedBackbone):
                 learn_scales=learn_scales,
                 zero_init_last=zero_init_last,
                 with_cp=with_cp,
+                output_stride=output_stride,
             )
             self.add_module(name, stage)
         if num_classes:

@@ -19,6 +19,7 @@ CONFIG = CfgNode(
         "NORM": "FrozenBN",
         "DROPOUT": 0.0,
         "WITH_CP": False,
+        "OUTPUT_STRIDE": 32,  # or 8, 16: later stages are dilated; RES5_DILATION 2 is 16
         "LEARN_SCALES": False,
         # Changes to the variant's row; empty or None keeps what the row says.
         "WORDS": [],
@@ -80,6 +81,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec) -> AOGNetBackbone:
         dropout=node.DROPOUT,
         learn_scales=node.LEARN_SCALES,
         with_cp=node.WITH_CP,
+        output_stride=node.OUTPUT_STRIDE,
     )
 
 

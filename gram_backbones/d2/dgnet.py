@@ -23,6 +23,7 @@ CONFIG = CfgNode(
         "BLOCK_SHORTCUT": True,
         "WIRING_SEED": 0,
         "WITH_CP": False,
+        "OUTPUT_STRIDE": 32,  # or 8, 16: later stages are dilated; RES5_DILATION 2 is 16
         # Start near the base network, for its pretrained weights, so that routers still learn;
         # ROUTER_BIAS and SIDE_BIAS then have no effect.
         "START_AS_BASE": False,
@@ -69,6 +70,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         start_as_base=node.START_AS_BASE and node.EDGES == "dynamic",
         with_cp=node.WITH_CP,
+        output_stride=node.OUTPUT_STRIDE,
     )
 
 

@@ -18,6 +18,7 @@ from ..fused import run_all, sequential_chains
 from ..layers import Norm, resolve_norm
 from ..staged import StagedBackbone, remove_module
 from .blocks import block_parts, parts_of
+from .dilation import dilate_stages
 from .graph import dynamic_graphs, graph_for
 from .sums import ValidSizes, stage_sizes
 from .variants import VARIANTS, DGNetVariant, Layout
@@ -33,8 +34,11 @@ class _DynamicStages(nn.Module):
         indices: Sequence[int],
         norm: Norm,
         with_cp: bool,
+        output_stride: int = 32,
     ) -> None:
         self.layout = variant.layout
+        self.output_stride = output_stride
+        dilate_stages(variant.layout, network, output_stride)
         self.graphs = nn.ModuleDict()
         self.block_names: dict[str, list[str]] = {}
         for index in indices:
@@ -57,7 +61,8 @@ class _DynamicStages(nn.Module):
     def run_stage(self, key: str, x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
         """One stage; ``valid_sizes`` are those of the image, in pixels."""
         if valid_sizes is not None:
-            valid_sizes = stage_sizes(valid_sizes, self.layout.stages[int(key)].stride)
+            stride = min(self.layout.stages[int(key)].stride, self.output_stride)
+            valid_sizes = stage_sizes(valid_sizes, stride)
         return self.graphs[key](x, self.stage_blocks(key), valid_sizes)
 
     def stage_blocks(self, key: str) -> list[nn.Module]:
@@ -135,12 +140,14 @@ class DGNet(_DynamicStages, StagedBackbone):
         with_cp: recompute the activations inside each block in the backward pass to save memory.
         start_as_base: start near the base network, for its pretrained weights; see
             :meth:`start_as_base`.
+        output_stride: 8 or 16 keep the resolution from that stride on: convolutions of later stages
+            are dilated instead. At 32 all stages halve it.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``side_bias``,
             ``gate``, ``block_shortcut``, ``wiring_seed``.
 
     Raises:
-        ValueError: an unknown variant or feature, a ``frozen_stages`` out of range, or
-            ``start_as_base`` with edges that have no routers.
+        ValueError: an unknown variant or feature, a ``frozen_stages`` or ``output_stride`` out of
+            range, or ``start_as_base`` with edges that have no routers.
     """
 
     VARIANTS = VARIANTS
@@ -156,6 +163,7 @@ class DGNet(_DynamicStages, StagedBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         start_as_base: bool = False,
+        output_stride: int = 32,
         **changes: Any,
     ):
         super().__init__()
@@ -163,12 +171,12 @@ class DGNet(_DynamicStages, StagedBackbone):
         layout = variant.layout
         network = variant.base(norm_layer=resolve_norm(norm))
         channels, strides = _feature_shapes(layout, network)
-        self._plan_features(variant, channels, strides, out_features, num_classes)
+        self._plan_features(variant, channels, strides, out_features, num_classes, output_stride)
         for path in layout.stem:
             _place(self, path, network.get_submodule(path))
         built = ("stem", *self.stage_names)
         indices = [i for i, stage in enumerate(layout.stages) if stage.feature in built]
-        self._add_stages(variant, network, indices, norm, with_cp)
+        self._add_stages(variant, network, indices, norm, with_cp, output_stride)
         for path in self.before_pooling:
             _place(self, path, network.get_submodule(path))
         if num_classes:
