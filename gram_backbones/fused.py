@@ -27,8 +27,9 @@ FROZEN_NORMS: set[type[nn.Module]] = {FrozenBatchNorm2d}
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _CHANNELS_LAST = (torch.float32, torch.bfloat16, torch.float16)
 _enabled = True  # see unfused
-# Convolution -> what its fused weight and bias were made of, and these two.
-_CACHE: WeakKeyDictionary[nn.Module, tuple[list[tuple[Tensor, int]], Tensor, Tensor]]
+# Convolution -> tensors that its fused weight and bias were made of, with their versions and
+# addresses, and these two.
+_CACHE: WeakKeyDictionary[nn.Module, tuple[list[tuple[Tensor, int, int]], Tensor, Tensor]]
 _CACHE = WeakKeyDictionary()
 
 
@@ -325,17 +326,18 @@ def _fused(conv: nn.Conv2d, norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     sources = [t for t in (*sources, norm.running_mean, norm.running_var) if t is not None]
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
     kept = not trains and not any(t.is_inference() for t in sources)
+    states = [(t, t._version, t.data_ptr()) for t in sources] if kept else []
     if kept and (entry := _CACHE.get(conv)) is not None:
         known, weight, bias = entry
-        if len(known) == len(sources) and all(
-            t is s and v == s._version for (t, v), s in zip(known, sources)
+        if len(known) == len(states) and all(
+            a is b and before == now for (a, *before), (b, *now) in zip(known, states)
         ):
             return weight, bias
     weight, bias = _fuse(conv, norm)
     if kept:
         if x.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
-        _CACHE[conv] = [(t, t._version) for t in sources], weight, bias
+        _CACHE[conv] = states, weight, bias
     return weight, bias
 
 

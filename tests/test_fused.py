@@ -128,8 +128,9 @@ def test_every_norm_computes_as_itself(norm, bias):
         lambda conv, norm: norm.running_var.mul_(4),
         lambda conv, norm: setattr(norm, "bias", torch.ones(4)),
         lambda conv, norm: setattr(conv, "bias", None),
+        lambda conv, norm: setattr(conv.weight, "data", conv.weight.data * 2),
     ),
-    ids=("in_place", "replaced", "loaded", "statistics", "buffer", "no_bias"),
+    ids=("in_place", "replaced", "loaded", "statistics", "buffer", "no_bias", "data"),
 )
 def test_what_is_kept_follows_the_weights(change):
     conv, norm = nn.Conv2d(3, 4, 3, padding=1), filled(FrozenBatchNorm2d(4))
@@ -149,6 +150,17 @@ def test_data_written_behind_autograd_counts_from_the_next_mode_on():
             parameter.data.mul_(1.5)
         after = model.eval()(x)["res2"]
     assert not torch.equal(before, after)
+
+
+def test_a_network_moved_to_another_precision_computes_in_it():
+    model, x = small("dgnet_r18", features_only=True)
+    model.eval()
+    with torch.no_grad():
+        wanted = model(x)["res5"]
+        assert model.double()(x.double())["res5"].dtype == torch.float64
+        got = model.float()(x)["res5"]
+        assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+        assert model.bfloat16()(x.bfloat16())["res5"].dtype == torch.bfloat16
 
 
 def test_hooks_fire_and_what_they_change_counts():
