@@ -1,5 +1,7 @@
 """Detectors under Detectron2's TracingAdapter and its FLOP counter."""
 
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -13,6 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.analysis import flop_count_operators
 
 from gram_backbones import record_connectivity
+from tests.conftest import check_ended_well
 from tests.d2 import test_backbones, test_dgnet
 from tests.dgnet.open_edges import check_close, coloured_images, open_edges, settle, spread
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 DGNETS = ("mask_rcnn_dgnet_r50_fpn_1x", "mask_rcnn_dgnet_r50_c4_1x")
 AOGNET = "mask_rcnn_aognet12m_fpn_1x"
+C4 = "mask_rcnn_aognet12m_c4_1x"
 DETECTORS = (*DGNETS, pytest.param(AOGNET, marks=pytest.mark.slow))
 SIZE = (64, 96)
 
@@ -28,7 +32,7 @@ SIZE = (64, 96)
 @cache
 def detector(name):
     """A small detector in eval mode that finds something in noise, and four images for it."""
-    aognet = name == AOGNET
+    aognet = "aognet" in name
     small_config = test_backbones.small_config if aognet else test_dgnet.small_config
     changes = {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
@@ -112,3 +116,37 @@ def test_detectron2_counts_operators(name):
     with torch.no_grad():
         counted = flop_count_operators(model, [inputs[0]])
     assert counted["conv"] > 0 and counted["linear"] > 0
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["gram_backbones"] = sys.modules["detectron2"] = None  # importing either is an error
+import torch, torchvision
+detector = torch.jit.load(sys.argv[1])
+images, found = torch.load(sys.argv[2])
+for image, wanted in zip(images, found):
+    with torch.no_grad():
+        got = detector(image)
+    assert len(got) == len(wanted) and len(wanted[0]) > 3
+    for a, b in zip(got, wanted):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+print("the same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", (*DGNETS, AOGNET, C4))
+def test_a_torchscript_file_runs_where_the_package_is_not(name, tmp_path):
+    model, inputs = detector(name)
+    adapter = TracingAdapter(model, inputs[0], detect)
+    with torch.no_grad():
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        found = [TracingAdapter(model, item, detect)(item["image"]) for item in inputs]
+    traced.save(tmp_path / "detector.pt")
+    images = [item["image"] for item in inputs]
+    torch.save((images, found), tmp_path / "found.pt")
+    files = [str(tmp_path / name) for name in ("detector.pt", "found.pt")]
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_THE_PACKAGE, *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    check_ended_well(done)
+    assert "the same" in done.stdout
