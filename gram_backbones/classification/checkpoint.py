@@ -5,7 +5,7 @@ A checkpoint is a dict of tensors and plain values, read by ``torch.load(weights
 - ``state_dict``: the weights to use, under this project's names: the network's, or those of its
   moving average if they had the higher top-1;
 - ``meta``: strings that describe the weights (:func:`describe`);
-- ``training``: what :meth:`gram_backbones.classification.engine.Trainer.resume` needs.
+- ``training``: what :class:`gram_backbones.classification.engine.Trainer` needs to resume.
 """
 
 from __future__ import annotations

@@ -67,9 +67,9 @@ class _DynamicStages(nn.Module):
     ) -> None:
         """Set τ and router biases so that the network starts near its base network and can learn.
 
-        The trade is between exactness and gradient; docs/dgnet.md has the measured curve. At the
-        defaults features of a random DG-ResNet-50 deviate by 0.4 % (res2) to 11.3 % (res5) from the
-        base network's, and no |dψ/dz| is below 2e-4.
+        Biases trade exactness against gradient; docs/dgnet.md has the measured curve. With the
+        defaults, features of a random DG-ResNet-50 deviate by 0.4 % (res2) to 11.3 % (res5) from
+        the base network's, and no |dψ/dz| is below 2e-4.
 
         Args:
             threshold: τ of every node.
@@ -114,7 +114,7 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
 class DGNet(StagedBackbone, _DynamicStages):
     """DG-Net as a feature extractor or a classifier (Table 1).
 
-    Features, classifier and freezing are those of :class:`gram_backbones.AOGNet`. A frozen stage
+    Features, classifier and freezing work as in :class:`gram_backbones.AOGNet`. A frozen stage
     freezes its routers and thresholds too.
 
     Args:
@@ -132,6 +132,18 @@ class DGNet(StagedBackbone, _DynamicStages):
     Raises:
         ValueError: an unknown variant or feature, a ``frozen_stages`` out of range, or
             ``start_as_base`` with edges that have no routers.
+
+    Examples:
+        >>> images = torch.randn(2, 3, 64, 64)
+        >>> for name, x in DGNet("dgnet_r18")(images).items():
+        ...     print(name, tuple(x.shape))
+        res2 (2, 64, 16, 16)
+        res3 (2, 128, 8, 8)
+        res4 (2, 256, 4, 4)
+        res5 (2, 512, 2, 2)
+        >>> model = DGNet("dgnet_r18", num_classes=10, edges="static", norm="GN")
+        >>> model(images).shape
+        torch.Size([2, 10])
     """
 
     VARIANTS = VARIANTS
@@ -172,7 +184,7 @@ class DGNet(StagedBackbone, _DynamicStages):
         return [key for key in self.graphs if self.layout.stages[int(key)].feature == name]
 
     def feature_modules(self, name: str) -> list[nn.Module]:
-        """All modules that compute one feature from the one before, graphs included."""
+        """All modules that compute a feature from the previous one, graphs included."""
         paths = list(self.layout.stem) if name == "stem" else []
         modules = [self.get_submodule(path) for path in paths]
         for key in self._stage_keys(name):
@@ -192,7 +204,7 @@ class DGNet(StagedBackbone, _DynamicStages):
                 remove_module(self, path)
 
     def run_feature(self, name: str, x: Tensor, valid_sizes: ValidSizes | None = None) -> Tensor:
-        """One feature from the one before; ``valid_sizes`` as in :meth:`forward`."""
+        """Compute a feature from the previous one; ``valid_sizes`` as in :meth:`forward`."""
         if name == "stem":
             for path in self.layout.stem:
                 x = self.get_submodule(path)(x)
@@ -225,6 +237,10 @@ class DGStage(_DynamicStages):
     Args:
         variant, norm, with_cp, start_as_base, changes: as in :class:`DGNet`.
         feature: which feature's stages.
+
+    Examples:
+        >>> DGStage("dgnet_r18")(torch.randn(5, 256, 14, 14)).shape
+        torch.Size([5, 512, 7, 7])
     """
 
     def __init__(

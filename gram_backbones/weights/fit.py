@@ -41,6 +41,15 @@ class Fit:
         ignored: names in the file of the classifier and of stages that are not built.
         others: names in the file of a detector's parts outside the backbone.
         warnings: reasons why the file may be wrong although it fits.
+
+    Examples:
+        >>> from gram_backbones import AOGNet, load_weights
+        >>> classifier = AOGNet("aognet_4m", num_classes=10)
+        >>> fit = load_weights(AOGNet("aognet_4m", out_features=("res2",)), classifier.state_dict())
+        >>> len(fit.values) == fit.wanted, fit.kept
+        (True, ())
+        >>> fit.ignored[-1]  # the file has more than the model
+        'fc.bias'
     """
 
     source: str
@@ -108,7 +117,7 @@ def match(
             resized.append(name)
         else:
             wrong.append(f"{name} ({describe_tensor(value)} instead of {describe_tensor(mine)})")
-    # In the network's precision: what is finite in float64 may not be there.
+    # In the network's precision, where a finite value of float64 may overflow.
     infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
     problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
     return Match(values, tuple(resized), problems)
@@ -212,7 +221,7 @@ def _complaint(file: WeightFile, filled: int, wanted: int, problems: dict[str, l
 
 
 def fitting_models(file: WeightFile) -> list[str]:
-    """Names of the models whose tensors, classifier aside, are those of a file, in shape too."""
+    """Names of the models whose tensors, classifier aside, match a file's in name and shape."""
     fitting = []
     for model in list_models():
         variant = find_variant(model)
@@ -228,7 +237,7 @@ def fitting_models(file: WeightFile) -> list[str]:
 
 
 def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
-    """The variant of a network or stage, and its tensors' names by the whole network's.
+    """The variant of a network or stage, and its tensors' names by those in the whole network.
 
     Raises:
         TypeError: the module is neither a network nor a stage of this package.
@@ -253,9 +262,9 @@ def load_weights(
 ) -> Fit:
     """Fill a network, or a C4 detector's stage, from a file or from a state dict.
 
-    Recognised are the tensor names of this project and both namings of the AOGNet authors. For
-    DG-Net, so are the names of its base network in torchvision, timm and Detectron2. The network
-    may be alone in the file or part of a detector of Detectron2 or MMDetection.
+    Tensors may have the names of this project or either naming of the AOGNet authors; for DG-Net,
+    also the names of its base network in torchvision, timm or Detectron2. The file may hold the
+    network alone, or a Detectron2 or MMDetection detector that contains it.
 
     Args:
         module: network to fill: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
@@ -310,6 +319,17 @@ def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
         FileNotFoundError: there is no such file.
         WeightError: see :func:`load_weights`; or the file's classifier has another number of
             classes, or the file is of a DG-Net's base network. The model is left as it was.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from gram_backbones import AOGNet
+        >>> model = AOGNet("aognet_4m", num_classes=10)
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(model.state_dict(), f"{folder}/aognet_4m.pth")
+        ...     fit = load_classifier_weights(model, f"{folder}/aognet_4m.pth")
+        >>> fit.kept, fit.ignored
+        ((), ())
     """
     file = read_weight_file(source)
     own = model.state_dict()
