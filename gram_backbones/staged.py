@@ -36,6 +36,8 @@ class Variant:
         namings: by name, the other namings of the network's tensors, as functions from ours.
         added: what a published file may lack: tensors whose names begin with one of these, or end
             with one that begins with a dot, keep their start together.
+        without_decay: ends of the names of the parameters that weight decay would draw to 0, and
+            that timm's optimisers must leave alone.
         recipes: rows of a data set's pattern and the name of the recipe that trains on it, see
             :mod:`gram_backbones.classification.recipes`; the first that fits counts.
     """
@@ -50,6 +52,7 @@ class Variant:
     classifier: str = "fc"
     namings: Mapping[str, Rename]
     added: tuple[str, ...] = ()
+    without_decay: tuple[str, ...] = ()
     recipes: tuple[tuple[str, str], ...] = ()
 
     def build(self, **options: Any) -> StagedBackbone:
@@ -63,6 +66,10 @@ class Variant:
     def part_of(self, name: str) -> str:
         """The stem, stage or other part that a tensor belongs to."""
         return name.partition(".")[0]
+
+    def place_of(self, feature: str) -> str:
+        """What stands before a stage's own names of its tensors in the whole network."""
+        return f"{feature}."
 
     def read_names(self, found: Iterable[str]) -> tuple[str, Mapping[str, str]] | None:
         """A naming that can only be read: what it is called, and our names for those in a file.
@@ -195,7 +202,13 @@ class StagedBackbone(nn.Module):
         pooled = self.finish(features[self.stage_names[-1]]).mean((2, 3))
         return self.get_submodule(self.variant.head)(pooled) if self.num_classes else pooled
 
-    # Freezing
+    # Start and freezing
+
+    def start_without(self, names: Sequence[str]) -> None:
+        """Prepare to train from a file that has been loaded and lacked these tensors.
+
+        Only tensors that :attr:`Variant.added` allows can be lacking. A family may set them here.
+        """
 
     def freeze_stages(self, frozen_stages: int) -> None:
         """Fix the first parts of the network: no gradients, and eval mode in training too.

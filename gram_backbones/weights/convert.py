@@ -18,7 +18,7 @@ from .files import (
     write_weight_file,
 )
 from .fit import fit
-from .names import find_names
+from .names import C4_HEADS, find_names, name_in_head
 from .records import find_by_hash
 
 # Layout -> the prefix of the backbone's names, the prefix of a C4 head's last stage, and the key of
@@ -26,9 +26,9 @@ from .records import find_by_hash
 _LAYOUTS = {
     "backbone": ("", None, "state_dict"),
     "d2-fpn": ("backbone.bottom_up.", None, "model"),
-    "d2-c4": ("backbone.", "roi_heads.res5.", "model"),
+    "d2-c4": ("backbone.", C4_HEADS["d2"], "model"),
     "mmdet": ("backbone.", None, "state_dict"),
-    "mmdet-c4": ("backbone.", "roi_head.shared_head.", "state_dict"),
+    "mmdet-c4": ("backbone.", C4_HEADS["mmdet"], "state_dict"),
 }
 LAYOUTS = tuple(_LAYOUTS)
 NAMINGS = tuple(dict.fromkeys(n for m in list_models() for n in find_variant(m).namings))
@@ -133,8 +133,7 @@ def _placed(
         if name.startswith(behind):
             continue
         if head is not None and name.startswith(tuple(parts)):
-            # AOGNet's stage is the head's module itself; DG-Net's is inside it.
-            tensors[head + name.removeprefix("res5.")] = value
+            tensors[name_in_head(variant, head, name)] = value
         else:
             tensors[prefix + name] = value
     return tensors
