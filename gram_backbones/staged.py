@@ -38,6 +38,8 @@ class Variant:
         added: groups of tensors that a published file may lack. An entry is a prefix of the
             tensors' names, or a suffix if it begins with a dot. If a file has no tensor of a group,
             the whole group keeps its initial values; if it has one, it must have them all.
+        without_decay: suffixes of the names of parameters that timm's optimisers must exempt from
+            weight decay, which would pull them to 0.
         recipes: pairs of a data set pattern and the name of the recipe that trains on it, see
             :mod:`gram_backbones.classification.recipes`; the first pattern that matches counts.
 
@@ -62,6 +64,7 @@ class Variant:
     classifier: str = "fc"
     namings: Mapping[str, Rename]
     added: tuple[str, ...] = ()
+    without_decay: tuple[str, ...] = ()
     recipes: tuple[tuple[str, str], ...] = ()
 
     def build(self, **options: Any) -> StagedBackbone:
@@ -75,6 +78,10 @@ class Variant:
     def part_of(self, name: str) -> str:
         """The stem, stage or other part that a tensor belongs to."""
         return name.partition(".")[0]
+
+    def place_of(self, feature: str) -> str:
+        """What stands before a stage's own names of its tensors in the whole network."""
+        return f"{feature}."
 
     def read_names(self, found: Iterable[str]) -> tuple[str, Mapping[str, str]] | None:
         """Recognise a naming that can be read but not written.
@@ -234,7 +241,13 @@ class StagedBackbone(nn.Module):
         pooled = self.finish(features[self.stage_names[-1]]).mean((2, 3))
         return self.get_submodule(self.variant.head)(pooled) if self.num_classes else pooled
 
-    # Freezing
+    # Start and freezing
+
+    def start_without(self, names: Sequence[str]) -> None:
+        """Prepare to train from a file that has been loaded and lacked these tensors.
+
+        Only tensors that :attr:`Variant.added` allows can be lacking. A family may set them here.
+        """
 
     def freeze_stages(self, frozen_stages: int) -> None:
         """Freeze the first parts of the network: no gradients, and eval mode even in training.

@@ -42,10 +42,6 @@ from .weights.fit import fit
 
 __all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds the functions
 
-# τ, λ and the weights of static edges, which weight decay would pull to 0; by default timm exempts
-# all vectors. Our own recipes follow the papers, which exempt nothing.
-_WITHOUT_DECAY = (".thresholds", ".scales", ".edge_weights")
-
 
 class TimmInterface(StagedBackbone):
     """Mixin with timm's model interface; put it before a core class in a class statement.
@@ -243,8 +239,12 @@ class TimmInterface(StagedBackbone):
                 module.with_cp = enable  # type: ignore[assignment] # for torch a tensor or module
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone."""
-        return {name for name, _ in self.named_parameters() if name.endswith(_WITHOUT_DECAY)}
+        """Names of the parameters that weight decay must leave alone.
+
+        By default timm spares all vectors. Our own recipes follow the papers, which exempt nothing.
+        """
+        spared = self.variant.without_decay
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
 
 class TimmAOGNet(TimmInterface, AOGNet):

@@ -85,7 +85,7 @@ class AOGNetVariant(Variant):
 
     first_conv = "stem.0.0"
     namings = NAMINGS
-    added = (".scales",)
+    added = without_decay = (".scales",)  # learned λ's
     stem_paths = property(
         lambda self: tuple(f"stem.{i}" for i in range(4 if self.stem == "imagenet" else 1))
     )
@@ -373,7 +373,7 @@ class AOGStage(nn.Module):
     @property
     def place(self) -> str:
         """What stands before its tensors' names in the whole network."""
-        return f"{FEATURES[self.index + 1]}."
+        return self.variant.place_of(FEATURES[self.index + 1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to ``(B, C_out, H // 2, W // 2)``, sizes kept in stage 0."""

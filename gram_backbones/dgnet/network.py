@@ -180,6 +180,11 @@ class DGNet(StagedBackbone, _DynamicStages):
             self.start_as_base()
         self.freeze_stages(frozen_stages)
 
+    def start_without(self, names: Sequence[str]) -> None:
+        """Start near the base network if the file was of it and so had no routers."""
+        if any("routers" in name for name in names):
+            self.start_as_base()
+
     def _stage_keys(self, name: str) -> list[str]:
         return [key for key in self.graphs if self.layout.stages[int(key)].feature == name]
 
@@ -260,6 +265,7 @@ class DGStage(_DynamicStages):
         if feature not in channels or feature == "stem":
             raise ValueError(f"feature is {feature!r}; allowed are {tuple(channels)[1:]}")
         names = list(channels)
+        self.place = variant.place_of(feature)
         self.in_channels = channels[names[names.index(feature) - 1]]
         self.out_channels = channels[feature]
         indices = [i for i, s in enumerate(variant.layout.stages) if s.feature == feature]

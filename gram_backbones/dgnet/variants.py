@@ -147,6 +147,7 @@ class DGNetVariant(Variant):
     preprocessing: Preprocessing = IMAGENET_RGB
 
     added = ("graphs.",)  # routers, thresholds, projections
+    without_decay = (".thresholds", ".edge_weights")
 
     # What the layout says, see Variant. Dynamo traces lambdas, but no attrgetter.
     stem_paths = property(lambda self: self.layout.stem)
@@ -161,6 +162,10 @@ class DGNetVariant(Variant):
     def graph_options(self) -> dict[str, Any]:
         """Arguments of every stage's :class:`gram_backbones.dgnet.graph.DynamicGraph`."""
         return {name: getattr(self, name) for name in GRAPH_OPTIONS}
+
+    def place_of(self, feature: str) -> str:
+        """Nothing: a stage's tensors keep the base network's names."""
+        return ""
 
     def part_of(self, name: str) -> str:
         """The stem, stage or graph that a tensor belongs to."""

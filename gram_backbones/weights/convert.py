@@ -19,7 +19,7 @@ from .files import (
     write_weight_file,
 )
 from .fit import fit
-from .names import find_names
+from .names import C4_HEADS, find_names, name_in_head
 from .records import find_by_hash
 
 
@@ -32,9 +32,9 @@ class _Layout(NamedTuple):
 _LAYOUTS = {
     "backbone": _Layout("", None, "state_dict"),
     "d2-fpn": _Layout("backbone.bottom_up.", None, "model"),
-    "d2-c4": _Layout("backbone.", "roi_heads.res5.", "model"),
+    "d2-c4": _Layout("backbone.", C4_HEADS["d2"], "model"),
     "mmdet": _Layout("backbone.", None, "state_dict"),
-    "mmdet-c4": _Layout("backbone.", "roi_head.shared_head.", "state_dict"),
+    "mmdet-c4": _Layout("backbone.", C4_HEADS["mmdet"], "state_dict"),
 }
 LAYOUTS = tuple(_LAYOUTS)
 NAMINGS = tuple(dict.fromkeys(n for m in list_models() for n in find_variant(m).namings))
@@ -171,8 +171,7 @@ def _placed(
         if name.startswith(behind):
             continue
         if head is not None and name.startswith(tuple(parts)):
-            # AOGNet's stage is the head's module itself; DG-Net's is inside it.
-            tensors[head + name.removeprefix("res5.")] = value
+            tensors[name_in_head(variant, head, name)] = value
         else:
             tensors[prefix + name] = value
     return tensors
