@@ -7,20 +7,21 @@ import gc
 import torch.distributed as dist
 
 if dist.is_available():
-    # Its functions' defaults are the process group there is when it is imported. DDP imports it;
-    # imported before the group, it keeps none alive.
+    # DDP imports this module. Its functions take the process group that exists at that moment as a
+    # default argument, and so keep it alive; imported here, before there is a group, they do not.
     import torch.distributed.nn  # noqa: F401
 
 
 def end_processes() -> None:
     """Leave the process group together and end its threads; the frameworks' engines do not.
 
-    A process that goes first closes connections on which another may still be sending. A thread of
-    gloo that lets go of a last tensor while the interpreter is shutting down aborts the process:
-    "terminate called without an active exception". The threads end with the group's last reference,
-    so call this where the model in DDP is out of reach. Nothing happens in a run of one process.
+    A process that leaves early closes connections on which another may still be sending. A gloo
+    thread that frees its last tensor while the interpreter shuts down aborts the process with
+    "terminate called without an active exception". The threads end when nothing refers to the group
+    any more, so call this where the DDP model is no longer referenced. Nothing happens in a run of
+    one process.
     """
     if dist.is_available() and dist.is_initialized():
-        gc.collect()  # models lie in cycles, and DDP refers to the group
+        gc.collect()  # models are in reference cycles, and DDP refers to the group
         dist.barrier()
         dist.destroy_process_group()

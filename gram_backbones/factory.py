@@ -1,4 +1,4 @@
-"""Models by name, with fresh weights or with a file's: ``create_model``."""
+"""Models by name, with fresh weights or with weights from a file: ``create_model``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def create_model(
     weights: str | None = None,
     **kwargs: Any,
 ) -> StagedBackbone:
-    """Build a model, with fresh weights or with a file's.
+    """Build a model, with fresh weights or with weights from a file.
 
     Args:
         name: one of :func:`gram_backbones.list_models`.
@@ -32,6 +32,16 @@ def create_model(
     Raises:
         FileNotFoundError: there is no such weight file.
         ValueError: unknown name, an argument that the network refuses, or weights that do not fit.
+
+    Examples:
+        >>> import torch
+        >>> images = torch.randn(2, 3, 64, 64)
+        >>> model = create_model("dgnet_r18", num_classes=10)
+        >>> model(images).shape
+        torch.Size([2, 10])
+        >>> model = create_model("aognet_4m", features_only=True, out_features=("res3", "res5"))
+        >>> {name: tuple(x.shape) for name, x in model(images).items()}
+        {'res3': (2, 120, 8, 8), 'res5': (2, 640, 2, 2)}
     """
     model = build_model(name, num_classes=num_classes, features_only=features_only, **kwargs)
     if weights is not None:

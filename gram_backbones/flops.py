@@ -8,19 +8,32 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of scalars in all parameters, frozen ones included (buffers do not count)."""
+    """Number of scalars in all parameters, frozen ones included (buffers do not count).
+
+    Examples:
+        >>> count_parameters(nn.Linear(4, 3))
+        15
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_conv_flops(module: nn.Module, image: int | tuple[int, int] | Tensor = 224) -> int:
     """Multiply-adds of all convolutions in one forward pass in evaluation mode.
 
-    This is the count that papers print as FLOPs; a linear classifier is left out. What DG-Net
-    leaves out of an image is not counted.
+    This is the count that papers print as FLOPs; a linear classifier is left out. Edges and blocks
+    that DG-Net skips for an image are not counted.
 
     Args:
         module: on any device.
         image: height and width in pixels of an image of zeros, or images ``(B, 3, H, W)``.
+
+    Examples:
+        >>> count_conv_flops(nn.Conv2d(3, 8, 3, padding=1), 32)  # 8 · 3 · 3² · 32²
+        221184
+        >>> from gram_backbones import create_model
+        >>> model = create_model("aognet_4m")
+        >>> count_conv_flops(model, torch.zeros(2, 3, 64, 64)) == 2 * count_conv_flops(model, 64)
+        True
     """
     if not isinstance(image, Tensor):
         place = next(module.parameters())

@@ -17,7 +17,12 @@ PRUNINGS = (None, "keep_first", "keep_last")
 
 
 class NodeType(str, Enum):
-    """Kind of a node (section 3.1, rules (1) to (3))."""
+    """Kind of a node (section 3.1, rules (1) to (3)).
+
+    Examples:
+        >>> [build_graph(2).count(type) for type in NodeType]  # OR, AND, T
+        [3, 1, 3]
+    """
 
     OR = "OR"
     AND = "AND"
@@ -38,6 +43,11 @@ class Node:
         lateral_shares_parent: whether this node and its lateral node have a common syntactic
             parent; None without lateral node.
         paths_to_root: n(v) of section 4.1, paths to the root along syntactic edges only.
+
+    Examples:
+        >>> node = build_graph(2).nodes[2]
+        >>> node.type.value, node.span, node.left_words, node.children
+        ('AND', (0, 1), 1, (3, 4))
     """
 
     id: int
@@ -57,7 +67,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand or part of a node's input: the output of node ``source`` times ``scale``."""
+    """One summand or part of a node's input: the output of node ``source`` times ``scale``.
+
+    Examples:
+        >>> sorted({term.scale for step in build_graph(3).steps() for term in step.skip_terms})
+        [0.5, 1.0]
+    """
 
     source: int
     scale: float = 1.0
@@ -77,6 +92,11 @@ class Step:
         conv_parts, conv_lateral: input of the convolutions.
         skip_parts, skip_lateral: input of the skip connection.
         release: ids of the nodes whose outputs no later step reads.
+
+    Examples:
+        >>> step = build_graph(2).steps()[-1]
+        >>> step.node.type.value, [term.source for term in step.conv_parts]
+        ('OR', [1, 2])
     """
 
     node: Node
@@ -106,6 +126,15 @@ class AndOrGraph:
         concat_by_id: an AND-node concatenates its children by id, as in the authors' published
             checkpoints; False concatenates left then right, as the paper writes.
         nodes: all nodes; ``nodes[i].id == i``.
+
+    Examples:
+        >>> graph = build_graph(2)
+        >>> graph.root.span  # first and last word
+        (0, 1)
+        >>> [(node.id, node.type.value) for node in graph.nodes]
+        [(0, 'OR'), (1, 'T'), (2, 'AND'), (3, 'OR'), (4, 'OR'), (5, 'T'), (6, 'T')]
+        >>> [step.node.id for step in graph.steps()]  # the root comes last
+        [1, 5, 3, 6, 4, 2, 0]
     """
 
     n_words: int
@@ -201,6 +230,12 @@ def build_graph(
 
     Raises:
         ValueError: ``n_words`` is not a positive integer, or ``pruning`` is unknown.
+
+    Examples:
+        >>> len(build_graph(4).nodes), len(build_graph(4, pruning="keep_first").nodes)
+        (30, 21)
+        >>> build_graph(4).count("T")
+        10
     """
     if isinstance(n_words, bool) or not isinstance(n_words, int) or n_words < 1:
         raise ValueError(f"n_words is {n_words!r}; it must be an integer of at least 1")

@@ -1,4 +1,4 @@
-"""Layers that both families share: norms by name, checkpointing that keeps BN statistics right."""
+"""Layers shared by all families: norms by name, checkpointing that keeps BN statistics right."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def resolve_norm(norm: Norm) -> Callable[[int], nn.Module]:
 
     Raises:
         ValueError: unknown name.
+
+    Examples:
+        >>> resolve_norm("BN")(16)(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
+        >>> resolve_norm("GN")(48).num_groups  # the largest number up to 32 that divides 48
+        24
     """
     if callable(norm):
         return norm
@@ -63,13 +69,13 @@ def init_scale(norm: nn.Module, *, learned: float | None = None, frozen: float) 
 
 
 def freeze(module: nn.Module) -> None:
-    """Fix all parameters of a module and put it into eval mode: statistics and dropout too."""
+    """Freeze a module: no gradients, and eval mode, which fixes statistics and dropout too."""
     module.eval()
     module.requires_grad_(False)
 
 
 def has_fixed_parts(module: nn.Module) -> bool:
-    """Whether training leaves something as it is: frozen parameters, or statistics of norms."""
+    """Whether training leaves something unchanged: frozen parameters, or statistics of norms."""
     norms = (m for m in module.modules() if getattr(m, "running_mean", None) is not None)
     fixed = any(not (isinstance(m, _NormBase) and m.training) for m in norms)
     return fixed or not all(p.requires_grad for p in module.parameters())

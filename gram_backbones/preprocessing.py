@@ -12,6 +12,12 @@ class Preprocessing:
     Attributes:
         mean, std: one value per channel, in the order of ``channel_order``.
         channel_order: ``"RGB"`` or ``"BGR"``.
+
+    Examples:
+        >>> from gram_backbones import AOGNet
+        >>> images = AOGNet.find_variant("aognet_4m").preprocessing
+        >>> images.mean, images.channel_order
+        ((123.675, 116.28, 103.53), 'RGB')
     """
 
     mean: tuple[float, float, float]

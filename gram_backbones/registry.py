@@ -1,4 +1,4 @@
-"""All models by name, with fresh weights: which families there are, and their variants."""
+"""The families, their variants, and how to build a model with fresh weights by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ _FAMILIES: list[type[StagedBackbone]] = [AOGNet, DGNet]
 
 
 def register_family(family: type[StagedBackbone]) -> type[StagedBackbone]:
-    """Make the rows of a family's table models; also a class decorator.
+    """Register the rows of a family's table as models; also works as a class decorator.
 
     Raises:
         ValueError: a model of one of its names is registered already.
+
+    Examples:
+        >>> row = AOGNet.find_variant("aognet_4m", channels=(16, 32, 64, 128, 256))
+        >>> @register_family
+        ... class NarrowAOGNet(AOGNet):
+        ...     VARIANTS = {"aognet_narrow": row}
+        >>> build_model("aognet_narrow", features_only=True).feature_channels["res5"]
+        256
     """
     if taken := sorted({name for f in _FAMILIES for name in f.VARIANTS} & set(family.VARIANTS)):
         raise ValueError(f"models named {taken} are registered already")
@@ -25,15 +33,24 @@ def register_family(family: type[StagedBackbone]) -> type[StagedBackbone]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all models that match a shell pattern, sorted."""
+    """Names of all models that match a shell pattern, sorted.
+
+    Examples:
+        >>> list_models("dgnet_r??")
+        ['dgnet_r18', 'dgnet_r34', 'dgnet_r50']
+    """
     return sorted(name for f in _FAMILIES for name in f.VARIANTS if fnmatch(name, pattern))
 
 
 def find_variant(name: str) -> Variant:
-    """The row of the model of a name.
+    """The row of the model with this name.
 
     Raises:
         ValueError: unknown name.
+
+    Examples:
+        >>> find_variant("aognet_4m").channels
+        (16, 56, 120, 256, 640)
     """
     for family in _FAMILIES:
         if name in family.VARIANTS:

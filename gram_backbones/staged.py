@@ -32,22 +32,36 @@ OUTPUT_STRIDES = (8, 16, 32)
 class Variant:
     """Base of a family's table rows, which are frozen dataclasses.
 
-    A row says how a network is built, and what weight files, timm and converters have to know of
-    it.
+    A row says how a network is built, and what the weight loader, the converters and timm need to
+    know about it.
 
     Attributes:
-        network: the family's class, which builds the row.
-        preprocessing: of the images that the variant is trained on.
+        network: the family's class, which builds a network from the row.
+        preprocessing: preprocessing of the images that the variant is trained on.
         stem_paths: paths of the modules that compute the stem, in order.
         first_conv: path of the first convolution.
-        before_pooling: paths of what a classifier computes before its pooling.
+        before_pooling: paths of the modules that a classifier runs before pooling.
         head: path of the classifier's module.
         classifier: path of its linear layer.
-        namings: by name, the other namings of the network's tensors, as functions from ours.
-        added: what a published file may lack: tensors whose names begin with one of these, or end
-            with one that begins with a dot, keep their start together.
-        recipes: rows of a data set's pattern and the name of the recipe that trains on it, see
-            :mod:`gram_backbones.classification.recipes`; the first that fits counts.
+        namings: the known namings of the network's tensors by name, each a function that maps our
+            name of a tensor to its name there.
+        added: groups of tensors that a published file may lack. An entry is a prefix of the
+            tensors' names, or a suffix if it begins with a dot. If a file has no tensor of a group,
+            the whole group keeps its initial values; if it has one, it must have them all.
+        without_decay: suffixes of the names of parameters that timm's optimisers must exempt from
+            weight decay, which would pull them to 0.
+        recipes: pairs of a data set pattern and the name of the recipe that trains on it, see
+            :mod:`gram_backbones.classification.recipes`; the first pattern that matches counts.
+
+    Examples:
+        >>> from gram_backbones import AOGNet
+        >>> row = AOGNet.find_variant("aognet_4m")
+        >>> row.stem_paths
+        ('stem.0', 'stem.1', 'stem.2', 'stem.3')
+        >>> row.takes("dropout"), row.takes("edges")
+        (True, False)
+        >>> row.build(out_features=("res2",)).feature_channels
+        {'stem': 16, 'res2': 56}
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of every row
@@ -60,10 +74,11 @@ class Variant:
     classifier: str = "fc"
     namings: Mapping[str, Rename]
     added: tuple[str, ...] = ()
+    without_decay: tuple[str, ...] = ()
     recipes: tuple[tuple[str, str], ...] = ()
 
     def build(self, **options: Any) -> StagedBackbone:
-        """The network of this row; ``options`` are those of the family's class."""
+        """Build the network of this row; ``options`` are arguments of the family's class."""
         return self.network(self, **options)
 
     def takes(self, option: str) -> bool:
@@ -74,10 +89,19 @@ class Variant:
         """The stem, stage or other part that a tensor belongs to."""
         return name.partition(".")[0]
 
-    def read_names(self, found: Iterable[str]) -> tuple[str, Mapping[str, str]] | None:
-        """A naming that can only be read: what it is called, and our names for those in a file.
+    def place_of(self, feature: str) -> str:
+        """What stands before a stage's own names of its tensors in the whole network."""
+        return f"{feature}."
 
-        None where the file is in another naming.
+    def read_names(self, found: Iterable[str]) -> tuple[str, Mapping[str, str]] | None:
+        """Recognise a naming that can be read but not written.
+
+        Args:
+            found: the names in a file, in its order.
+
+        Returns:
+            What the naming is called, and our names by the names in the file; None if the file is
+            in another naming.
         """
         return None
 
@@ -89,9 +113,10 @@ class StagedBackbone(nn.Module):
     """Base of the families: a stem and up to four stages, called ``res2`` to ``res5``.
 
     A family's constructor calls :meth:`_plan_features` first, builds the stem and
-    :attr:`stage_names`, with ``num_classes`` the head, and ends with :meth:`freeze_stages`. Where a
-    feature is not computed by one module of its name, the family overrides :meth:`run_feature`,
-    :meth:`feature_modules`, :meth:`feature_path` and :meth:`remove_feature`.
+    :attr:`stage_names`, and the head if ``num_classes`` asks for one, and ends with
+    :meth:`freeze_stages`. If a feature is not computed by a single module of its name, the family
+    overrides :meth:`run_feature`, :meth:`feature_modules`, :meth:`feature_path` and
+    :meth:`remove_feature`.
 
     Attributes:
         VARIANTS: the family's table.
@@ -100,6 +125,21 @@ class StagedBackbone(nn.Module):
         feature_channels: channels of ``stem`` and of every stage that is built, by name.
         feature_strides: their total strides.
         before_pooling: see :class:`Variant`.
+
+    Examples:
+        >>> import torch
+        >>> from gram_backbones import DGNet
+        >>> model = DGNet("dgnet_r18", out_features=("res2", "res4"))
+        >>> model.stage_names  # res5 is not built
+        ('res2', 'res3', 'res4')
+        >>> model.feature_strides, model.size_divisibility
+        ({'stem': 4, 'res2': 4, 'res3': 8, 'res4': 16}, 16)
+        >>> features = model.forward_features(torch.randn(2, 3, 64, 64))
+        >>> {name: tuple(x.shape) for name, x in features.items()}
+        {'res2': (2, 64, 16, 16), 'res4': (2, 256, 4, 4)}
+        >>> model.freeze_stages(1)  # the stem and res2
+        >>> model.conv1.weight.requires_grad, model.layer1[0].conv1.weight.requires_grad
+        (False, False)
     """
 
     VARIANTS: ClassVar[Mapping[str, Variant]]
@@ -108,7 +148,7 @@ class StagedBackbone(nn.Module):
 
     @classmethod
     def find_variant(cls, variant: str | Row, **changes: Any) -> Row:
-        """A row of the family's table by name, or a record as it is, with some fields changed.
+        """Look up a row of the family's table by name, or take a record; change some fields.
 
         Raises:
             ValueError: unknown name.
@@ -163,7 +203,13 @@ class StagedBackbone(nn.Module):
     # Features
 
     def run_feature(self, name: str, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """One feature from the one before, ``stem`` from the image; ``options`` of a family."""
+        """Compute a feature from the previous one, ``stem`` from the image.
+
+        Args:
+            name: of the feature to compute.
+            x: the previous feature map, or images ``(B, 3, H, W)`` for ``stem``.
+            args, options: further arguments of the family, such as DG-Net's ``valid_sizes``.
+        """
         module = getattr(self, name)
         return module(x, *args, **options) if args or options else run(module, x)
 
@@ -172,7 +218,7 @@ class StagedBackbone(nn.Module):
         return name
 
     def feature_modules(self, name: str) -> list[nn.Module]:
-        """All modules that compute one feature from the one before."""
+        """All modules that compute a feature from the previous one."""
         return [getattr(self, name)]
 
     def remove_feature(self, name: str) -> None:
@@ -180,11 +226,11 @@ class StagedBackbone(nn.Module):
         delattr(self, name)
 
     def forward_features(self, x: Tensor, **options: Any) -> dict[str, Tensor]:
-        """Feature maps by name; those in ``out_features``, or the last one of a classifier.
+        """Feature maps by name: those in ``out_features``; for a classifier, only the last one.
 
         Args:
             x: images ``(B, 3, H, W)``.
-            options: of the family.
+            options: passed to :meth:`run_feature`.
         """
         wanted = self.out_features if self.num_classes is None else self.stage_names[-1:]
         image, x = x, fast_format(x)
@@ -196,7 +242,7 @@ class StagedBackbone(nn.Module):
         return features
 
     def finish(self, x: Tensor) -> Tensor:
-        """What a classifier pools, from the last feature map."""
+        """Map the last feature map to what a classifier pools."""
         for path in self.before_pooling:
             x = self.get_submodule(path)(x)
         return x
@@ -206,7 +252,7 @@ class StagedBackbone(nn.Module):
         return self.give(self.forward_features(x))
 
     def give(self, features: dict[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-        """What the forward pass returns of the features."""
+        """Turn feature maps into the output of :meth:`forward`: the maps, pooled or logits."""
         if self.num_classes is None:
             return tuple(features.values()) if self.by_index else features
         pooled = self.finish(features[self.stage_names[-1]]).mean((2, 3))
@@ -223,10 +269,16 @@ class StagedBackbone(nn.Module):
         """A copy for inference, see :func:`gram_backbones.fused.deploy`."""
         return cast("Self", deploy(self))
 
-    # Freezing
+    # Start and freezing
+
+    def start_without(self, names: Sequence[str]) -> None:
+        """Prepare to train from a file that has been loaded and lacked these tensors.
+
+        Only tensors that :attr:`Variant.added` allows can be lacking. A family may set them here.
+        """
 
     def freeze_stages(self, frozen_stages: int) -> None:
-        """Fix the first parts of the network: no gradients, and eval mode in training too.
+        """Freeze the first parts of the network: no gradients, and eval mode even in training.
 
         Args:
             frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
@@ -261,7 +313,7 @@ class StagedBackbone(nn.Module):
 
 
 def remove_module(root: nn.Module, path: str) -> None:
-    """Delete a module, and the containers that are empty then."""
+    """Delete a module, and the containers that this leaves empty."""
     parent, _, name = path.rpartition(".")
     delattr(root.get_submodule(parent), name)
     if parent and not any(root.get_submodule(parent).children()):

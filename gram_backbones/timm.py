@@ -7,7 +7,8 @@
     timm.create_model("aognet_12m", num_classes=10)
     timm.create_model("dgnet_r50", features_only=True, out_indices=(1, 2, 3, 4))
 
-Tensors keep the names of the core classes, with ``features_only`` too, so that weights interchange.
+Tensors have the same names as in the core classes, also with ``features_only``, so weights are
+interchangeable.
 """
 
 from __future__ import annotations
@@ -42,13 +43,9 @@ from .weights.fit import fit
 
 __all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds the functions
 
-# τ, λ and the weights of static edges, which decay would draw to 0; by default timm spares all
-# vectors. Our own recipes follow the papers, which exempt nothing.
-_WITHOUT_DECAY = (".thresholds", ".scales", ".edge_weights")
-
 
 class TimmInterface(StagedBackbone):
-    """What timm asks of a model; stands before a core class in a class statement.
+    """Mixin with timm's model interface; put it before a core class in a class statement.
 
     Maps images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, to pooled features
     ``(B, num_features)`` where ``num_classes`` is 0, or to a list of feature maps where
@@ -219,7 +216,7 @@ class TimmInterface(StagedBackbone):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove what lies behind the last of these features; returns them, none negative."""
+        """Remove the stages after the last of these features; return the indices, none negative."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         removed, self.stage_names = self.stage_names[last:], self.stage_names[:last]
         if prune_head or removed:
@@ -243,8 +240,12 @@ class TimmInterface(StagedBackbone):
                 module.with_cp = enable  # type: ignore[assignment] # for torch a tensor or module
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone."""
-        return {name for name, _ in self.named_parameters() if name.endswith(_WITHOUT_DECAY)}
+        """Names of the parameters that weight decay must leave alone.
+
+        By default timm spares all vectors. Our own recipes follow the papers, which exempt nothing.
+        """
+        spared = self.variant.without_decay
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
 
 class TimmAOGNet(TimmInterface, AOGNet):
@@ -262,8 +263,8 @@ class TimmDGNet(TimmInterface, DGNet):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameters by depth, for timm's layer-wise learning rates.
 
-        Routers and thresholds go with the last block of their stage, as does a convolution before
-        pooling.
+        Routers and thresholds are grouped with the last block of their stage, as is a convolution
+        before pooling.
         """
         places = []
         for key, names in self.block_names.items():

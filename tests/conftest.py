@@ -1,11 +1,13 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path(__file__).parent / "reference"
 # The COCO photographs: below DETECTRON2_DATASETS, or in a folder next to the checkout.
 _SHARED = Path(__file__).resolve().parents[2] / "shared/datasets"
@@ -25,6 +27,16 @@ needs_coco = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The project's wheel, installed into a folder of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-build-isolation", "--target", folder, ROOT]
+    check_ended_well(subprocess.run(command, capture_output=True, text=True))
+    return folder
 
 
 def load_reference(name: str):

@@ -95,41 +95,69 @@ def test_weights_fit_strictly():
         load_weights(create_model("toy_wide", num_classes=5), source.state_dict())
 
 
-def test_detectron2_takes_it():
+@pytest.fixture
+def weight_file(tmp_path):
+    """A classifier's file, under the family's other naming."""
+    state = create_model("toy", num_classes=5).state_dict()
+    torch.save({k.replace("res", "stages."): v for k, v in state.items()}, tmp_path / "toy.pth")
+    return str(tmp_path / "toy.pth")
+
+
+def check_filled(network, weight_file):
+    state = torch.load(weight_file)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name.replace("res", "stages.")]), name
+
+
+def lacking(weight_file):
+    """The file without one tensor."""
+    state = torch.load(weight_file)
+    del state["stages.4.0.weight"]
+    torch.save(state, weight_file)
+    return weight_file
+
+
+def test_detectron2_takes_it(weight_file):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     from detectron2.config import CfgNode
-    from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+    from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 
-    from gram_backbones.d2 import get_config
-    from gram_backbones.d2.interface import (
-        CONFIG_NODES,
-        LAST_STAGES,
-        D2Interface,
-        register_builders,
-    )
+    from gram_backbones.d2 import GramCheckpointer, get_config, interface
 
-    class ToyBackbone(D2Interface, Toy, Backbone):
+    class ToyBackbone(interface.D2Interface, Toy, Backbone):
         default_variant = "toy"
+
+    def build(cfg, input_shape):
+        return ToyBackbone(norm=cfg.MODEL.TOY.NORM, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
     names = ("build_toy_backbone", "build_toy_fpn_backbone", "build_retinanet_toy_fpn_backbone")
     try:
         node = CfgNode({"NORM": "BN"})
-        register_builders("toy", node, lambda cfg, shape: ToyBackbone(norm="BN", freeze_at=0), None)
-        assert get_config("mask_rcnn_aognet12m_fpn_1x").MODEL.TOY == node
+        interface.register_builders("toy", node, build, None)
+        cfg = get_config("faster_rcnn_aognet12m_fpn_1x")
+        assert cfg.MODEL.TOY == node
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.BACKBONE.NAME = names[1]
+        model = build_model(cfg)
         assert all(name in BACKBONE_REGISTRY for name in names)
-        backbone = BACKBONE_REGISTRY.get(names[0])(None, None)
+        backbone = model.backbone.bottom_up
         shapes = {name: (s.channels, s.stride) for name, s in backbone.output_shape().items()}
         assert shapes == {"res2": (8, 4), "res3": (16, 8), "res4": (24, 16), "res5": (32, 32)}
-        assert backbone(torch.randn(1, 3, 64, 64))["res5"].shape == (1, 32, 2, 2)
+        assert model.backbone(torch.randn(1, 3, 64, 64))["p5"].shape == (1, 256, 2, 2)
+        GramCheckpointer(model).load(weight_file)
+        check_filled(backbone, weight_file)
+        with pytest.raises(WeightError, match="res4.0.weight"):
+            GramCheckpointer(model).load(lacking(weight_file))
     finally:
-        LAST_STAGES.pop(names[0])
-        CONFIG_NODES.pop("TOY")
+        interface.LAST_STAGES.pop(names[0])
+        interface.CONFIG_NODES.pop("TOY")
         for name in names:
             del BACKBONE_REGISTRY._obj_map[name]
 
 
-def test_mmdetection_takes_it():
+def test_mmdetection_takes_it(weight_file):
     pytest.importorskip("mmdet", reason="MMDetection is not installed")
+    from mmdet.registry import MODELS
     from mmengine.model import BaseModule
 
     from gram_backbones.mmdet.interface import MMDetBackbone
@@ -137,9 +165,20 @@ def test_mmdetection_takes_it():
     class ToyBackbone(MMDetBackbone, Toy, BaseModule):
         default_variant = "toy"
 
-    backbone = ToyBackbone(out_indices=(2, 3), frozen_stages=1, norm_eval=True)
-    assert backbone.out_channels == (24, 32)
-    assert [f.shape[1] for f in backbone.train()(torch.randn(1, 3, 64, 64))] == [24, 32]
+    init_cfg = dict(type="Pretrained", checkpoint=weight_file)
+    cfg = dict(type="Toy", out_indices=(2, 3), frozen_stages=1, norm_eval=True, init_cfg=init_cfg)
+    try:
+        MODELS.register_module("Toy", module=ToyBackbone)
+        backbone = MODELS.build(cfg)
+        assert backbone.out_channels == (24, 32)
+        assert [f.shape[1] for f in backbone.train()(torch.randn(1, 3, 64, 64))] == [24, 32]
+        backbone.init_weights()
+        check_filled(backbone, weight_file)
+        lacking(weight_file)
+        with pytest.raises(WeightError, match="res4.0.weight"):
+            MODELS.build(cfg).init_weights()
+    finally:
+        MODELS.module_dict.pop("Toy")
 
 
 def register_with_timm_and_run():

@@ -1,15 +1,38 @@
-"""What ``import gram_backbones`` gives, to Python and to type checkers."""
+"""What ``import gram_backbones`` gives, and the wheel and its command line without frameworks."""
 
 import ast
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import gram_backbones
+from tests.conftest import ROOT, check_ended_well
 
-ROOT = Path(__file__).resolve().parents[1]
+FRAMEWORKS = ("detectron2", "mmdet", "mmengine", "mmcv", "timm", "cv2")
+# Blocked are imports of the frameworks; none of what only they need may be imported either.
+PREAMBLE = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({FRAMEWORKS}))
+def run(*arguments):
+    sys.argv[1:] = arguments
+    runpy.run_module("gram_backbones", run_name="__main__")
+def check():
+    names = {(*FRAMEWORKS, "networkx", "fvcore")}
+    assert not [name for name in names if sys.modules.get(name)]
+"""
+
+
+def run_without_frameworks(code, installed, folder):
+    env = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", PREAMBLE + code]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    check_ended_well(done)
+    return done.stdout
 
 
 def test_stub_all_and_dir_name_the_same():
@@ -37,6 +60,50 @@ def test_neither_package_nor_command_line_loads_torch():
         "assert 'torch' in sys.modules and not {'detectron2', 'mmdet', 'timm'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_the_wheel_ships_all_configs_and_says_where(installed, tmp_path):
+    code = "run('configs'); run('configs', 'mmdet'); check(); assert 'torch' not in sys.modules"
+    d2, mmdet, again = map(Path, run_without_frameworks(code, installed, tmp_path).split())
+    assert (d2.name, mmdet.name, again) == ("d2_configs", "mmdet_configs", mmdet)
+    for folder in (d2, mmdet):
+        assert folder.is_relative_to(installed)
+        files = {p.relative_to(folder) for p in folder.rglob("*.*") if p.suffix in (".py", ".yaml")}
+        here = ROOT / folder.name
+        assert files == {p.relative_to(here) for p in here.rglob("*.*") if p.is_file()}
+
+
+def test_the_wheel_builds_and_fills_models_without_a_framework(installed, tmp_path):
+    code = """
+import torch, gram_backbones as g
+print(g.__file__)
+for name in ("aognet_4m", "dgnet_r18"):
+    assert name in g.list_models()
+    source = g.create_model(name, num_classes=3)
+    torch.save(source.state_dict(), "saved.pth")
+    model = g.create_model(name, features_only=True)
+    found = g.load_weights(model, "saved.pth")
+    assert len(found.values) == len(model.state_dict()) and len(found.ignored) == 2
+    assert all(torch.equal(v, source.state_dict()[n]) for n, v in model.state_dict().items())
+    assert model(torch.zeros(1, 3, 64, 64))["res5"].shape[2:] == (2, 2)
+check()
+"""
+    assert Path(run_without_frameworks(code, installed, tmp_path).strip()).is_relative_to(installed)
+
+
+def test_env_prints_versions_without_a_framework(installed, tmp_path):
+    told = run_without_frameworks("run('env'); check()", installed, tmp_path)
+    assert told.startswith(f"gram_backbones {gram_backbones.__version__}\n")
+    assert torch.__version__ in told and platform.python_version() in told
+
+
+def test_env_prints_versions_with_what_is_installed():
+    command = [sys.executable, "-W", "ignore", "-m", "gram_backbones", "env"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    check_ended_well(done)
+    told = done.stdout
+    assert told.startswith(f"gram_backbones {gram_backbones.__version__}\n")
+    assert torch.__version__ in told and platform.python_version() in told
 
 
 @pytest.mark.slow

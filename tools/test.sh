@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Set up if need be, then lint and run the tests. --all adds the slow ones; --upstream runs those of
-# MMDetection with OpenMMLab's own releases, in an environment of its own; the rest goes to pytest.
+# Set up if need be, then lint and run the tests. --all adds the slow ones and builds the docs;
+# --upstream runs those of MMDetection with OpenMMLab's own releases, in an environment of its own;
+# the rest goes to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 select=(-m "not slow")
@@ -22,5 +23,6 @@ bin=${VENV:-.venv}/bin
 "$bin/python" -m mypy  # half a minute, then seconds with .mypy_cache
 # A file a process, on up to four cores, with one thread each: small tensors gain nothing by more.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+"$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
     "${select[@]}" "${args[@]}"
+if [ ${#select[@]} = 0 ]; then bash tools/docs.sh; fi

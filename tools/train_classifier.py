@@ -46,10 +46,8 @@ def default_output(model: str, model_kwargs: dict[str, Any]) -> Path:
     return Path("work_dirs", "-".join([model, *options]).replace(os.sep, "_"))
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """The model, its weights and the data."""
     parser.add_argument(
         "--model", required=True, help="name of a model, see python -m gram_backbones models"
     )
@@ -79,6 +77,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--weights", help="weights to start from; with its base network's, a DG-Net starts near it"
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The recipe and the changes to it, the machine, and the files of the run."""
     parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default: the model's)")
     parser.add_argument("--epochs", type=int, help="length of the run, warm-up included")
     parser.add_argument(
@@ -112,6 +114,14 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="evaluate the weights of --resume, by default OUTPUT/last.pth",
     )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_inputs(parser)
+    add_run_options(parser)
     args = parser.parse_args()
     args.model_kwargs = dict(args.model_kwargs)
     args.output = Path(args.output or default_output(args.model, args.model_kwargs))

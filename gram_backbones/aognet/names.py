@@ -1,4 +1,4 @@
-"""What AOGNet's tensors are called in the authors' checkpoints, in both of their releases."""
+"""Names of AOGNet's tensors in the authors' checkpoints, for both of their releases."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def is_second_naming(names: Iterable[str]) -> bool:
 def from_second_naming(names: Iterable[str]) -> dict[str, str]:
     """Our names for those of the second release, where they are recognised.
 
-    The norm at a block's end goes by its place: it is what else stands below ``layer{s}``, one
-    module a block, in order.
+    The norms at the ends of blocks are identified by their order: every other module below
+    ``layer{s}`` is such a norm, one per block.
     """
     ours: dict[str, str] = {}
     norms: defaultdict[int, list[str]] = defaultdict(list)

@@ -47,6 +47,14 @@ class AOGNetVariant(Variant):
         stem: ``"imagenet"``, three 3×3 convolutions and pooling with a total stride of 4
             (section 4.2), or ``"cifar"``, one 3×3 convolution with stride 1.
         preprocessing, recipes: see :class:`gram_backbones.staged.Variant`.
+
+    Examples:
+        >>> pruning = ("keep_first", None)  # of the first stage only
+        >>> row = AOGNetVariant((2, 4), blocks=(1, 2), channels=(16, 32, 64), pruning=pruning)
+        >>> row.strides
+        {'stem': 4, 'res2': 4, 'res3': 8}
+        >>> [tuple(x.shape) for x in AOGNet(row)(torch.randn(2, 3, 64, 64)).values()]
+        [(2, 32, 16, 16), (2, 64, 8, 8)]
     """
 
     words: tuple[int, ...]
@@ -78,7 +86,7 @@ class AOGNetVariant(Variant):
 
     first_conv = "stem.0.0"
     namings = NAMINGS
-    added = (".scales",)
+    added = without_decay = (".scales",)  # learned λ's
     stem_paths = property(
         lambda self: tuple(f"stem.{i}" for i in range(4 if self.stem == "imagenet" else 1))
     )
@@ -156,6 +164,11 @@ class NodeOperation(nn.Module):
 
     The shortcut is the identity, or a 1×1 convolution with norm where the widths differ, which
     happens in T-nodes only.
+
+    Examples:
+        >>> x = torch.randn(2, 8, 16, 16)
+        >>> NodeOperation(8, 32, norm="BN", dropout=0.0)(x, x).shape
+        torch.Size([2, 32, 16, 16])
     """
 
     def __init__(
@@ -201,6 +214,10 @@ class AOGBlock(nn.Module):
     Raises:
         ValueError: fewer channels than words, or lateral connections with an output width that is
             no multiple of N (lateral nodes are added across spans, which must be equally wide).
+
+    Examples:
+        >>> AOGBlock(16, 32, build_graph(4))(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
     """
 
     def __init__(
@@ -319,6 +336,11 @@ class AOGStage(nn.Module):
         variant: name or record.
         index: which stage of the variant, from 0; None is the last.
         norm, dropout, learn_scales, with_cp, output_stride: as in :class:`AOGNet`.
+
+    Examples:
+        >>> stage = AOGStage("aognet_4m")  # the last one
+        >>> stage(torch.randn(5, 256, 14, 14)).shape
+        torch.Size([5, 640, 7, 7])
     """
 
     def __init__(
@@ -369,7 +391,7 @@ class AOGStage(nn.Module):
     @property
     def place(self) -> str:
         """What stands before its tensors' names in the whole network."""
-        return f"{FEATURES[self.index + 1]}."
+        return self.variant.place_of(FEATURES[self.index + 1])
 
     def conv_chains(self) -> Iterator[list[nn.Module]]:
         """See :func:`gram_backbones.fused.deploy`."""
@@ -451,6 +473,19 @@ class AOGNet(StagedBackbone):
     Raises:
         ValueError: an unknown variant or feature, widths that the grammar cannot divide, or a
             ``frozen_stages`` or ``output_stride`` out of range.
+
+    Examples:
+        >>> images = torch.randn(2, 3, 64, 64)
+        >>> for name, x in AOGNet("aognet_4m")(images).items():
+        ...     print(name, tuple(x.shape))
+        res2 (2, 56, 16, 16)
+        res3 (2, 120, 8, 8)
+        res4 (2, 256, 4, 4)
+        res5 (2, 640, 2, 2)
+        >>> [tuple(x.shape) for x in AOGNet("aognet_4m", out_features=(1, 2))(images)]
+        [(2, 120, 8, 8), (2, 256, 4, 4)]
+        >>> AOGNet("aognet_4m", num_classes=10)(images).shape
+        torch.Size([2, 10])
     """
 
     VARIANTS = VARIANTS

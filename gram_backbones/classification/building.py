@@ -13,7 +13,6 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from ..dgnet import DGNet
 from ..registry import build_model, find_variant
 from ..staged import StagedBackbone
 from ..weights.fit import load_weights
@@ -121,8 +120,8 @@ def build_classifier(
     return model
 
 
-def load_start(model: nn.Module, source: str | Path) -> None:
-    """Start a classifier from a file. A DG-Net given its base network's file starts near it.
+def load_start(model: StagedBackbone, source: str | Path) -> None:
+    """Start a classifier from a file, and as its family says where the file lacks tensors.
 
     Args:
         model: network to fill. If the number of classes differs, it keeps its own classifier.
@@ -131,9 +130,7 @@ def load_start(model: nn.Module, source: str | Path) -> None:
     Raises:
         FileNotFoundError, WeightError: see :func:`gram_backbones.load_weights`.
     """
-    found = load_weights(model, source)
-    if any("routers" in name for name in found.kept):
-        cast(DGNet, model).start_as_base()  # only a DG-Net has routers
+    model.start_without(load_weights(model, source).kept)
 
 
 def _start_as_goyal(model: nn.Module) -> None:

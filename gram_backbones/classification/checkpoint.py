@@ -5,7 +5,7 @@ A checkpoint is a dict of tensors and plain values, read by ``torch.load(weights
 - ``state_dict``: the weights to use, under this project's names: the network's, or those of its
   moving average if they had the higher top-1;
 - ``meta``: strings that describe the weights (:func:`describe`);
-- ``training``: what :meth:`gram_backbones.classification.engine.Trainer.resume` needs.
+- ``training``: what :class:`gram_backbones.classification.engine.Trainer` needs to resume.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..preprocessing import Preprocessing
-from ..weights.fit import match, shorten
+from ..weights.fit import match
 
 
 def describe(
@@ -87,10 +87,9 @@ def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str |
         ValueError: tensors are missing, left over or of another shape; the message names some.
     """
     own = model.state_dict()
-    unpaired = [name for name in {**own, **state} if name not in own or name not in state]
-    if differing := [*unpaired, *match(own, state).problems["of another shape"]]:
-        raise ValueError(
-            f"{source} does not fit: {len(differing)} tensors are missing, left over or of another "
-            f"shape, such as {shorten(differing, 4)}"
-        )
+    matched = match(own, state, finite=False)
+    matched.problems["missing"] = [name for name in own if name not in state]  # counters too
+    matched.problems["left over"] = [name for name in state if name not in own]
+    if not matched:
+        raise ValueError(matched.complaint(f"{source} does not fit: it"))
     model.load_state_dict(state)

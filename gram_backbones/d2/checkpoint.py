@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..weights.detector import fit_detector, is_required
 from ..weights.files import WeightError, fetch_file, read_weight_file
-from ..weights.fit import match, shorten
+from ..weights.fit import match
 from .roi_heads import GramRes5ROIHeads
 
 
@@ -99,9 +99,6 @@ def _require_all(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None
     """Check that a checkpoint restores every tensor; Detectron2 itself would accept fewer."""
     own = {name: value for name, value in own.items() if is_required(name)}
     saved = {n.removeprefix("module."): torch.as_tensor(v) for n, v in saved.items()}
-    problems = match(own, saved).problems
-    if bad := [*problems["missing"], *problems["of another shape"]]:
-        raise WeightError(
-            f"the checkpoint to resume from is of another model: {len(bad)} of {len(own)} tensors "
-            f"are missing or of another shape: {shorten(bad)}"
-        )
+    if not (matched := match(own, saved, finite=False)):
+        what = "the checkpoint to resume from is of another model: it"
+        raise WeightError(matched.complaint(what))

@@ -1,4 +1,4 @@
-"""Residual blocks taken apart: what a dynamic graph has to know of a block.
+"""Residual blocks taken apart: what a dynamic graph needs to know about a block.
 
 ``block_parts`` is a single-dispatch function: register your own block type with
 ``@block_parts.register``. Other types, and subclasses with a ``forward`` of their own, run as they
@@ -32,6 +32,13 @@ class BlockParts:
         known: whether the block's type is registered; otherwise ``branch`` is the whole block.
         layers: the branch's modules in order, where it is nothing else; convolutions and norms
             that follow each other may then be computed as one.
+
+    Examples:
+        >>> import torch
+        >>> conv = nn.Conv2d(8, 8, 3, padding=1)
+        >>> parts = BlockParts(conv, activation=torch.relu)  # relu(conv(x) + x)
+        >>> parts.adds_shortcut, parts.projection
+        (True, None)
     """
 
     branch: Callable[[Tensor], Tensor]
@@ -44,7 +51,15 @@ class BlockParts:
 
 @singledispatch
 def block_parts(block: nn.Module) -> BlockParts:
-    """The parts of a block; one of an unknown type is all branch."""
+    """The parts of a block; a block of an unknown type is a branch as a whole.
+
+    Examples:
+        >>> parts = block_parts(BasicBlock(64, 64))
+        >>> parts.adds_shortcut, parts.activation
+        (True, ReLU(inplace=True))
+        >>> block_parts(nn.Conv2d(64, 64, 1)).known
+        False
+    """
     return _opaque(block)
 
 

@@ -39,14 +39,14 @@ class PaddedShortcut(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet with 6n + 2 layers: a 3×3 convolution, three stages of n blocks, a classifier.
 
-    ::
-
-        CifarResNet(3)(torch.randn(2, 3, 32, 32)).shape  # ResNet-20: (2, 10)
-
     Args:
         n_blocks: blocks per stage, n.
         num_classes: size of the classifier.
         norm_layer: builds a norm from its number of channels.
+
+    Examples:
+        >>> CifarResNet(3)(torch.randn(2, 3, 32, 32)).shape  # ResNet-20
+        torch.Size([2, 10])
     """
 
     def __init__(

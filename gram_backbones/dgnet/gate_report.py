@@ -25,7 +25,7 @@ MOST_BLOCKS = 0.9
 
 
 def report_gates(model: nn.Module, log: Callable[[int, str], Any] = logger.log) -> None:
-    """Log once, with the next batch that each DG-Net in ``model`` evaluates, how its edges stand.
+    """Log the state of each DG-Net's edges once, with the next batch that it evaluates.
 
     The line gives the share of closed edges and blocks, and how far the features are from those
     with the edges weighed as in training: the norm of the difference over their norm, the largest

@@ -34,19 +34,20 @@ from .wiring import EDGES, wired_edges
 GATES = ("straight_through", "soft", "paper")
 # τ's gradient is a tenth of ψ's [choice]: with SGD, a tenth of the learning rate. Every edge into a
 # node that should weigh less also raises the node's τ, which then passes the α's of edges that the
-# network needs. Adam and its kin undo a scale of gradients; there τ moves at their own pace.
+# network needs. Adam and other adaptive optimisers normalise gradients, so with them the scale has
+# no effect.
 THRESHOLD_RATE = 0.1
 
 
 class DynamicGraph(nn.Module):
-    """The edges of one stage. Blocks are handed in, so that they keep the names of their network.
+    """The edges of one stage. Blocks are passed in and so keep their names in the network.
 
     Args:
         n_blocks: number n of block nodes.
         channels: channels C of the stage's feature maps.
         projection: brings the stage input to the stage's shape where the first block changes the
             shape without a shortcut of its own [choice]; None otherwise.
-        edges: ``"dynamic"`` predicts weights per image; the rest has no routers: ``"static"``
+        edges: ``"dynamic"`` predicts weights per image; the others have no routers. ``"static"``
             learns one weight per edge (Table 6); ``"er"``, ``"ba"`` and ``"ws"`` learn one per edge
             of a random wiring (Table 4); ``"chain"`` is the base network: weight 1 from i to i + 1.
         router_bias: initial bias of the routers for the edges from i to i + 1 (Figure 4): 3 open,
@@ -228,7 +229,7 @@ class DynamicGraph(nn.Module):
         return letter + (psi - psi.detach())
 
     def __getstate__(self) -> dict:
-        # What lasts as long as a context does not go into copies.
+        # What a context manager sets for a while is not copied.
         return {**self.__dict__, "records": [], "gates_as_in_training": False}
 
 
@@ -332,7 +333,7 @@ def graph_for(
     norm: Norm = "BN",
     **options,
 ) -> DynamicGraph:
-    """The graph of a stage of given blocks, which from then on take shortcuts from it.
+    """The graph of a stage of given blocks; from then on the blocks take shortcuts from it.
 
     Args:
         blocks: the stage's blocks, in order.
@@ -354,7 +355,7 @@ def graph_for(
         graph.projection = nn.Sequential(conv, resolve_norm(norm)(channels))
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     elif first.projection is not None and not graph.feeds_others and not graph.block_shortcut:
-        # Nothing reads it: as a trainable parameter it would break data parallel training.
+        # It is never used: as a trainable parameter it would break data parallel training.
         first.projection.requires_grad_(False)
     for block in blocks:
         accept_shortcut(block)
@@ -380,12 +381,20 @@ def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
 
 @contextmanager
 def training_gate(model: nn.Module) -> Iterator[None]:
-    """Edges are weighed as in training while the context lasts, and none is skipped.
+    """Weigh edges as in training while the context lasts, and skip none.
 
     Norms and dropout keep their mode.
 
     Args:
-        model: any module that holds dynamic stages.
+        model: any module that contains dynamic stages.
+
+    Examples:
+        >>> from gram_backbones import DGNet
+        >>> model, images = DGNet("dgnet_r18").eval(), torch.randn(1, 3, 64, 64)
+        >>> with torch.no_grad(), training_gate(model):
+        ...     as_trained = model(images)
+        >>> with torch.no_grad():
+        ...     torch.testing.assert_close(model(images), as_trained)
     """
     graphs = dynamic_graphs(model).values()
     before = [graph.gates_as_in_training for graph in graphs]
@@ -403,7 +412,7 @@ def record_connectivity(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Collect the matrices M of every stage while the context lasts.
 
     Args:
-        model: any module that holds dynamic stages, a whole detector for instance.
+        model: any module that contains dynamic stages, for instance a whole detector.
 
     Yields:
         For every :class:`DynamicGraph`, by its name in ``model``, a list with one tensor

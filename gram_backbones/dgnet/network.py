@@ -81,9 +81,9 @@ class _DynamicStages(nn.Module):
     ) -> None:
         """Set τ and router biases so that the network starts near its base network and can learn.
 
-        The trade is between exactness and gradient; docs/dgnet.md has the measured curve. At the
-        defaults features of a random DG-ResNet-50 deviate by 0.4 % (res2) to 11.3 % (res5) from the
-        base network's, and no |dψ/dz| is below 2e-4.
+        Biases trade exactness against gradient; docs/dgnet.md has the measured curve. With the
+        defaults, features of a random DG-ResNet-50 deviate by 0.4 % (res2) to 11.3 % (res5) from
+        the base network's, and no |dψ/dz| is below 2e-4.
 
         Args:
             threshold: τ of every node.
@@ -128,7 +128,7 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
 class DGNet(_DynamicStages, StagedBackbone):
     """DG-Net as a feature extractor or a classifier (Table 1).
 
-    Features, classifier and freezing are those of :class:`gram_backbones.AOGNet`. A frozen stage
+    Features, classifier and freezing work as in :class:`gram_backbones.AOGNet`. A frozen stage
     freezes its routers and thresholds too.
 
     Args:
@@ -148,6 +148,18 @@ class DGNet(_DynamicStages, StagedBackbone):
     Raises:
         ValueError: an unknown variant or feature, a ``frozen_stages`` or ``output_stride`` out of
             range, or ``start_as_base`` with edges that have no routers.
+
+    Examples:
+        >>> images = torch.randn(2, 3, 64, 64)
+        >>> for name, x in DGNet("dgnet_r18")(images).items():
+        ...     print(name, tuple(x.shape))
+        res2 (2, 64, 16, 16)
+        res3 (2, 128, 8, 8)
+        res4 (2, 256, 4, 4)
+        res5 (2, 512, 2, 2)
+        >>> model = DGNet("dgnet_r18", num_classes=10, edges="static", norm="GN")
+        >>> model(images).shape
+        torch.Size([2, 10])
     """
 
     VARIANTS = VARIANTS
@@ -185,11 +197,16 @@ class DGNet(_DynamicStages, StagedBackbone):
             self.start_as_base()
         self.freeze_stages(frozen_stages)
 
+    def start_without(self, names: Sequence[str]) -> None:
+        """Start near the base network if the file was of it and so had no routers."""
+        if any("routers" in name for name in names):
+            self.start_as_base()
+
     def _stage_keys(self, name: str) -> list[str]:
         return [key for key in self.graphs if self.layout.stages[int(key)].feature == name]
 
     def feature_modules(self, name: str) -> list[nn.Module]:
-        """All modules that compute one feature from the one before, graphs included."""
+        """All modules that compute a feature from the previous one, graphs included."""
         paths = list(self.layout.stem) if name == "stem" else []
         modules = [self.get_submodule(path) for path in paths]
         for key in self._stage_keys(name):
@@ -209,7 +226,7 @@ class DGNet(_DynamicStages, StagedBackbone):
                 remove_module(self, path)
 
     def run_feature(self, name: str, x: Tensor, valid_sizes: ValidSizes | None = None) -> Tensor:
-        """One feature from the one before; ``valid_sizes`` as in :meth:`forward`."""
+        """Compute a feature from the previous one; ``valid_sizes`` as in :meth:`forward`."""
         if name == "stem":
             x = run_all(map(self.get_submodule, self.layout.stem), x)
         for key in self._stage_keys(name):
@@ -241,6 +258,10 @@ class DGStage(_DynamicStages):
     Args:
         variant, norm, with_cp, start_as_base, changes: as in :class:`DGNet`.
         feature: which feature's stages.
+
+    Examples:
+        >>> DGStage("dgnet_r18")(torch.randn(5, 256, 14, 14)).shape
+        torch.Size([5, 512, 7, 7])
     """
 
     def __init__(
@@ -260,6 +281,7 @@ class DGStage(_DynamicStages):
         if feature not in channels or feature == "stem":
             raise ValueError(f"feature is {feature!r}; allowed are {tuple(channels)[1:]}")
         names = list(channels)
+        self.place = variant.place_of(feature)
         self.in_channels = channels[names[names.index(feature) - 1]]
         self.out_channels = channels[feature]
         indices = [i for i, s in enumerate(variant.layout.stages) if s.feature == feature]

@@ -1,4 +1,4 @@
-"""Any staged network as a DG-Net: its stages' blocks become nodes of dynamic graphs."""
+"""Turn any staged network into a DG-Net: its stages' blocks become nodes of dynamic graphs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ class DynamicStage(nn.Module):
     Args:
         stage: the blocks, in order.
         graph: their edges.
+
+    Examples:
+        >>> from torchvision.models.resnet import BasicBlock
+        >>> blocks = nn.Sequential(BasicBlock(16, 16), BasicBlock(16, 16))
+        >>> stage = DynamicStage(blocks, graph_for(list(blocks), 16, 16, stride=1))
+        >>> stage(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
     """
 
     def __init__(self, stage: nn.Sequential, graph: DynamicGraph):

@@ -86,7 +86,7 @@ REGNET = Layout(
     kind="regnet",
     recipes=(("folder", "dgnet_regnet"),),
 )
-# The 16-channel stage counts to the stem; 64 and 96 channels are one feature, so are 160 and 320.
+# The 16-channel stage belongs to the stem; 64 and 96 channels are one feature, so are 160 and 320.
 MOBILENET_V2 = Layout(
     stem=("features.0",),
     stem_stride=2,
@@ -127,7 +127,13 @@ class DGNetVariant(Variant):
         layout: how it is cut into stages.
         edges, router_bias, side_bias, gate, block_shortcut, wiring_seed: see
             :class:`gram_backbones.dgnet.graph.DynamicGraph`.
-        preprocessing: of the images that the variant is trained on.
+        preprocessing: preprocessing of the images that the variant is trained on.
+
+    Examples:
+        >>> from gram_backbones import DGNet
+        >>> row = DGNetVariant(models.resnet18, RESNET, edges="static")
+        >>> [tuple(x.shape) for x in DGNet(row)(torch.randn(2, 3, 64, 64)).values()]
+        [(2, 64, 16, 16), (2, 128, 8, 8), (2, 256, 4, 4), (2, 512, 2, 2)]
     """
 
     base: Callable[..., nn.Module]
@@ -141,6 +147,7 @@ class DGNetVariant(Variant):
     preprocessing: Preprocessing = IMAGENET_RGB
 
     added = ("graphs.",)  # routers, thresholds, projections
+    without_decay = (".thresholds", ".edge_weights")
 
     # What the layout says, see Variant. Dynamo traces lambdas, but no attrgetter.
     stem_paths = property(lambda self: self.layout.stem)
@@ -155,6 +162,10 @@ class DGNetVariant(Variant):
     def graph_options(self) -> dict[str, Any]:
         """Arguments of every stage's :class:`gram_backbones.dgnet.graph.DynamicGraph`."""
         return {name: getattr(self, name) for name in GRAPH_OPTIONS}
+
+    def place_of(self, feature: str) -> str:
+        """Nothing: a stage's tensors keep the base network's names."""
+        return ""
 
     def part_of(self, name: str) -> str:
         """The stem, stage or graph that a tensor belongs to."""

@@ -127,25 +127,25 @@ def replayable(dataloader: dict, seed: int) -> dict:
 
 def resume_line(runner: Runner, loop: BaseLoop, dataloader: Any) -> str:
     """What a resumed run repeats and what it does not: one line for the log."""
-    not_repeated = []
+    different = []
     if not is_replayable(dataloader):
-        not_repeated.append("train_dataloader is not a config: the samples")
+        different.append("the samples (train_dataloader is not a config)")
     if runner._randomness_cfg.get("seed") is None:
-        not_repeated.append("randomness.seed is not set: the order of the samples")
+        different.append("the order of the samples (randomness.seed is not set)")
     if isinstance(loop, EpochBasedTrainLoop):
         if any(isinstance(h, CheckpointHook) and not h.by_epoch for h in runner.hooks):
-            not_repeated.append("CheckpointHook.by_epoch is False: an epoch begun is started again")
+            different.append("an unfinished epoch, which starts again (by_epoch=False)")
     elif not isinstance(loop, IterBasedTrainLoop):
-        not_repeated.append(f"{type(loop).__name__}: not known")
+        different.append(f"what {type(loop).__name__} does (not a loop of MMEngine's)")
     elif getattr(loop, "fast_forward_on_resume", False):
-        not_repeated.append("fast_forward_on_resume is True: the samples")
+        different.append("the samples (fast_forward_on_resume=True)")
     found = sorted(set(_types((runner.cfg, dataloader))))
-    not_repeated += [f"{name}: its own state" for name in found if name.startswith(_STATEFUL)]
+    different += [f"the state of {name}" for name in found if name.startswith(_STATEFUL)]
     if torch.cuda.is_available():
-        not_repeated.append("CUDA: some of its operations")
-    if not not_repeated:
+        different.append("some CUDA operations")
+    if not different:
         return "exact resume: a resumed run repeats this one bit for bit"
-    return "exact resume: a resumed run does not repeat " + "; ".join(not_repeated)
+    return "exact resume: a resumed run may differ in " + "; ".join(different)
 
 
 def _types(value: Any) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,17 +19,22 @@ from .files import (
     write_weight_file,
 )
 from .fit import fit
-from .names import find_names
+from .names import C4_HEADS, find_names, name_in_head
 from .records import find_by_hash
 
-# Layout -> the prefix of the backbone's names, the prefix of a C4 head's last stage, and the key of
-# the tensors in a .pth file.
+
+class _Layout(NamedTuple):
+    prefix: str  # of the backbone's names
+    head: str | None  # prefix of a C4 head's last stage
+    key: str  # of the tensors in a .pth file
+
+
 _LAYOUTS = {
-    "backbone": ("", None, "state_dict"),
-    "d2-fpn": ("backbone.bottom_up.", None, "model"),
-    "d2-c4": ("backbone.", "roi_heads.res5.", "model"),
-    "mmdet": ("backbone.", None, "state_dict"),
-    "mmdet-c4": ("backbone.", "roi_head.shared_head.", "state_dict"),
+    "backbone": _Layout("", None, "state_dict"),
+    "d2-fpn": _Layout("backbone.bottom_up.", None, "model"),
+    "d2-c4": _Layout("backbone.", C4_HEADS["d2"], "model"),
+    "mmdet": _Layout("backbone.", None, "state_dict"),
+    "mmdet-c4": _Layout("backbone.", C4_HEADS["mmdet"], "state_dict"),
 }
 LAYOUTS = tuple(_LAYOUTS)
 NAMINGS = tuple(dict.fromkeys(n for m in list_models() for n in find_variant(m).namings))
@@ -63,46 +69,34 @@ def convert_weights(
         FileNotFoundError: there is no such file.
         WeightError: the source cannot be read or does not fit the model, or names and layout
             cannot be combined.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from gram_backbones import AOGNet
+        >>> with TemporaryDirectory() as folder:
+        ...     source, target = f"{folder}/own.pth", f"{folder}/authors.safetensors"
+        ...     torch.save(AOGNet("aognet_4m", num_classes=10).state_dict(), source)
+        ...     record = convert_weights(source, target, "aognet_4m", names="authors")
+        ...     names = list(read_weight_file(target).tensors)
+        >>> record["names"], record["source"]
+        ('authors', 'own.pth')
+        >>> "stem.0.conv_norm.conv_norm.0.weight" in names
+        True
     """
     if not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {Path(target).absolute().parent}")
     file = read_weight_file(source, allow_pickle=allow_pickle)
     network = _network_for(model, file)
     values = fit(network.state_dict(), network.variant, file).values
-    allowed = network.variant.namings
-    if names not in allowed:
-        raise WeightError(f"names is {names!r}; {model} can be written as {tuple(allowed)}")
-    if layout not in _LAYOUTS:
-        raise WeightError(f"layout is {layout!r}; allowed are {LAYOUTS}")
-    if layout != "backbone" and names != "own":
-        raise WeightError(f"layout {layout!r} takes names 'own', not {names!r}")
-    prefix, head, key = _LAYOUTS[layout]
-    if head is not None and "res5" not in network.stage_names:
-        raise WeightError(f"layout {layout!r} needs the stage res5, which {model} does not have")
-    if layout == "backbone":
-        tensors = {allowed[names](name): value for name, value in values.items()}
-    else:
-        tensors = _placed(network, values, prefix, head)
-    images, digest = network.variant.preprocessing, file_hash(fetch_file(source))
-    known = find_by_hash(digest)
-    published = {"licence": known.licence, "top1": str(known.top1)} if known else {}
-    said = {**published, **file.record}
-    if licence is None:
-        licence = said.get("licence", "unknown: ask the author of the source")
+    tensors = _arranged(network, values, model, names, layout)
     record = {
         "model": model,
         "names": names,
         "layout": layout,
-        "source": Path(str(source)).name,
-        "source_sha256": digest,
-        "mean": said.get("mean", str(images.mean)),
-        "std": said.get("std", str(images.std)),
-        "channel_order": said.get("channel_order", images.channel_order),
-        "licence": licence,
+        **_origin(network, file, source, licence),
     }
-    if "top1" in said:
-        record["top1"] = said["top1"]
-    write_weight_file(target, tensors, record, key)
+    write_weight_file(target, tensors, record, _LAYOUTS[layout].key)
     return record
 
 
@@ -114,6 +108,50 @@ def _network_for(model: str, file: WeightFile) -> StagedBackbone:
     if weight is None:
         return build_model(model, features_only=True)
     return build_model(model, num_classes=len(file.tensors[weight]))
+
+
+def _arranged(
+    network: StagedBackbone, values: Mapping[str, Tensor], model: str, names: str, layout: str
+) -> dict[str, Tensor]:
+    """The tensors under the names of a naming and layout.
+
+    Raises:
+        WeightError: unknown names or layout, or they cannot be combined for this model.
+    """
+    allowed = network.variant.namings
+    if names not in allowed:
+        raise WeightError(f"names is {names!r}; {model} can be written as {tuple(allowed)}")
+    if layout not in _LAYOUTS:
+        raise WeightError(f"layout is {layout!r}; allowed are {LAYOUTS}")
+    if layout == "backbone":
+        return {allowed[names](name): value for name, value in values.items()}
+    if names != "own":
+        raise WeightError(f"layout {layout!r} takes names 'own', not {names!r}")
+    prefix, head, _ = _LAYOUTS[layout]
+    if head is not None and "res5" not in network.stage_names:
+        raise WeightError(f"layout {layout!r} needs the stage res5, which {model} does not have")
+    return _placed(network, values, prefix, head)
+
+
+def _origin(
+    network: StagedBackbone, file: WeightFile, source: str, licence: str | None
+) -> dict[str, str]:
+    """What a record says of the source: its hash, its images, its licence, its top-1 if known."""
+    images, digest = network.variant.preprocessing, file_hash(fetch_file(source))
+    known = find_by_hash(digest)
+    published = {"licence": known.licence, "top1": str(known.top1)} if known else {}
+    said = {**published, **file.record}
+    if licence is None:
+        licence = said.get("licence", "unknown: ask the author of the source")
+    origin = {
+        "source": Path(str(source)).name,
+        "source_sha256": digest,
+        "mean": said.get("mean", str(images.mean)),
+        "std": said.get("std", str(images.std)),
+        "channel_order": said.get("channel_order", images.channel_order),
+        "licence": licence,
+    }
+    return {**origin, "top1": said["top1"]} if "top1" in said else origin
 
 
 def _placed(
@@ -133,8 +171,7 @@ def _placed(
         if name.startswith(behind):
             continue
         if head is not None and name.startswith(tuple(parts)):
-            # AOGNet's stage is the head's module itself; DG-Net's is inside it.
-            tensors[head + name.removeprefix("res5.")] = value
+            tensors[name_in_head(variant, head, name)] = value
         else:
             tensors[prefix + name] = value
     return tensors

@@ -168,12 +168,8 @@ def _fit_heads(
 
     matched = match(own, file.tensors, goes_with_classes)
     if not matched:
-        parts = [f"{what}: {shorten(names)}" for what, names in matched.problems.items() if names]
-        filled = len(matched.values) - len(matched.problems["not finite"])
-        raise WeightError(
-            f"{file.source} fills {filled} of {len(own)} tensors of this detector's neck and "
-            f"heads; {'; '.join(parts)}"
-        )
+        where = "tensors of this detector's neck and heads"
+        raise WeightError(matched.complaint(file.source, where))
     return matched.values, list(matched.resized)
 
 

@@ -1,7 +1,7 @@
-"""Weight files read without running anything that is in them.
+"""Reading weight files without running anything that is in them.
 
-Read are safetensors, torch's own files of tensors and plain values, MMEngine's checkpoints (their
-tensors only) and Detectron2's ``.pkl`` of numpy arrays. Everything else is refused.
+Supported are safetensors, torch's own files of tensors and plain values, MMEngine's checkpoints
+(their tensors only) and Detectron2's ``.pkl`` files of numpy arrays. Everything else is refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torchvision
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
@@ -41,6 +42,13 @@ class WeightFile:
         source: path or address, for messages.
         tensors: by name, without the wrapper that frameworks put around them.
         record: plain values stored next to the tensors (see `gram_backbones.weights.records`).
+
+    Examples:
+        >>> from gram_backbones import AOGNet, load_weights
+        >>> model = AOGNet("aognet_4m")
+        >>> file = WeightFile("my weights", model.state_dict(), {"licence": "mine"})
+        >>> load_weights(model, file).source
+        'my weights'
     """
 
     source: str
@@ -59,6 +67,14 @@ def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> Weigh
         FileNotFoundError: there is no such file.
         WeightError: the file is damaged, of an unknown kind, without tensors by name, or a pickle
             that needs more than tensors and plain values.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"fc.bias": torch.zeros(10)}}, f"{folder}/weights.pth")
+        ...     file = read_weight_file(f"{folder}/weights.pth")
+        >>> {name: tuple(value.shape) for name, value in file.tensors.items()}
+        {'fc.bias': (10,)}
     """
     path = fetch_file(source)
     try:
@@ -110,7 +126,7 @@ def _read_legacy_torch(path: Path, allow_pickle: bool) -> Any:
 
 def _read_torch(path: Path, allow_pickle: bool) -> Any:
     with zipfile.ZipFile(path) as archive:
-        # torch stores; a compressed entry would be read as whatever size it claims.
+        # torch does not compress; a compressed entry would be read as whatever size it claims.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise WeightError("it is a compressed archive, which torch does not write")
         pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
@@ -310,8 +326,6 @@ def _write(
 ) -> None:
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     if suffix == ".safetensors":
-        from safetensors.torch import save_file
-
         # safetensors refuses tensors that share memory.
         save_file({k: v.clone() for k, v in tensors.items()}, part, metadata=dict(record))
     elif suffix in (".pth", ".pt"):

@@ -13,7 +13,7 @@ from ..fused import is_deployed
 from ..registry import find_variant, list_models
 from ..staged import Variant
 from .files import WeightError, WeightFile, read_weight_file
-from .names import find_names, tensor_shapes
+from .names import find_names, meta_tensors
 
 __all__ = [
     "Fit",
@@ -42,6 +42,15 @@ class Fit:
         ignored: names in the file of the classifier and of stages that are not built.
         others: names in the file of a detector's parts outside the backbone.
         warnings: reasons why the file may be wrong although it fits.
+
+    Examples:
+        >>> from gram_backbones import AOGNet, load_weights
+        >>> classifier = AOGNet("aognet_4m", num_classes=10)
+        >>> fit = load_weights(AOGNet("aognet_4m", out_features=("res2",)), classifier.state_dict())
+        >>> len(fit.values) == fit.wanted, fit.kept
+        (True, ())
+        >>> fit.ignored[-1]  # the file has more than the model
+        'fc.bias'
     """
 
     source: str
@@ -73,7 +82,8 @@ class Match:
     Attributes:
         values: tensors that fit, by name.
         resized: names of tensors that differ only in the number of classes.
-        problems: names by kind of problem: missing, of another shape, not finite.
+        problems: names by kind of problem: missing, of another shape, not finite; a caller may add
+            kinds.
     """
 
     values: dict[str, Tensor]
@@ -83,11 +93,26 @@ class Match:
     def __bool__(self) -> bool:
         return not any(self.problems.values())
 
+    @property
+    def wanted(self) -> int:
+        """Number of tensors that were looked for."""
+        problems = self.problems
+        found = len(self.values) + len(self.resized) + len(problems["of another shape"])
+        return found + len(problems["missing"])
+
+    def complaint(self, source: object, where: str = "tensors") -> str:
+        """What does not fit, for messages."""
+        parts = [f"{what}: {shorten(names)}" for what, names in self.problems.items() if names]
+        filled = len(self.values) - len(self.problems["not finite"])
+        return f"{source} fills {filled} of {self.wanted} {where}; {'; '.join(parts)}"
+
 
 def match(
     own: Mapping[str, Tensor],
     found: Mapping[str, Tensor],
     goes_with_classes: Callable[[str, Tensor], bool] = lambda name, value: False,
+    *,
+    finite: bool = True,
 ) -> Match:
     """Compare tensors by name, strictly; only BN's counters of batches may be missing.
 
@@ -96,6 +121,7 @@ def match(
         found: the file's tensors, by the same names.
         goes_with_classes: called with the name and value of a tensor whose shape differs; True if
             this is due to another number of classes, which is allowed.
+        finite: whether values must be finite.
     """
     values, resized = {}, []
     missing = [name for name in own if name not in found and not is_counter(name)]
@@ -109,8 +135,8 @@ def match(
             resized.append(name)
         else:
             wrong.append(f"{name} ({describe_tensor(value)} instead of {describe_tensor(mine)})")
-    # In the network's precision: what is finite in float64 may not be there.
-    infinite = [n for n, v in values.items() if not v.to(own[n].dtype).isfinite().all()]
+    # In the network's precision, where a finite value of float64 may overflow.
+    infinite = [n for n, v in values.items() if finite and not v.to(own[n].dtype).isfinite().all()]
     problems = {"missing": missing, "of another shape": wrong, "not finite": infinite}
     return Match(values, tuple(resized), problems)
 
@@ -128,43 +154,47 @@ def fit(network: Mapping[str, Tensor], variant: Variant, file: WeightFile) -> Fi
         WeightError: tensors are missing, have another shape, are not finite, or are left over. The
             message names them, and the models that the file would fit.
     """
+    found, matched = _compare(network, variant, file)
+    if not matched:
+        models = ", ".join(fitting_models(file)) or "none of our models"
+        raise WeightError(f"{matched.complaint(file.source)}; its tensors fit {models}")
+    return found
+
+
+def _compare(
+    network: Mapping[str, Tensor], variant: Variant, file: WeightFile, *, finite: bool = True
+) -> tuple[Fit, Match]:
+    """The fit of a file, valid only if it matches, and the match."""
     naming, prefix, names = find_names(variant, file.tensors)
     found = {mine: file.tensors[name] for name, mine in names.items()}
     head = f"{variant.head}."
     wanted, kept = _required_names(network, variant, found)
     matched = match(
-        {name: network[name] for name in wanted}, found, lambda name, _: name.startswith(head)
+        {name: network[name] for name in wanted},
+        found,
+        lambda name, _: name.startswith(head),
+        finite=finite,
     )
     values = matched.values
-    left, others = _unmapped(file, names, prefix)
+    unmapped = [n for n in file.tensors if n not in names and not is_counter(n)]
+    inside = prefix.endswith(("backbone.", "bottom_up."))
+    others = [n for n in unmapped if inside and not n.startswith(prefix)]
+    left = [n for n in unmapped if n not in others]
     ignored = [n for n, mine in names.items() if mine not in values and not is_counter(n)]
     built = {variant.part_of(name) for name in network if not name.startswith(head)}
     # A stage that is built must take every tensor that the file has of it.
     left += [n for n in ignored if variant.part_of(names[n]) in built and names[n] not in wanted]
-    count = sum(name in found or not is_counter(name) for name in wanted)
-    problems = {**matched.problems, "left over": left}
-    if any(problems.values()):
-        filled = len(values) - len(problems["not finite"])
-        raise WeightError(_complaint(file, filled, count, problems))
-    return Fit(
+    matched.problems["left over"] = left
+    fitted = Fit(
         file.source,
-        count,
+        matched.wanted,
         values,
         tuple(kept),
         tuple(ignored),
         tuple(others),
         tuple(_warnings(file, variant, naming)),
     )
-
-
-def _unmapped(
-    file: WeightFile, names: Mapping[str, str], prefix: str
-) -> tuple[list[str], list[str]]:
-    """Names in a file that are not the network's: left over, and of a detector's other parts."""
-    unmapped = [n for n in file.tensors if n not in names and not is_counter(n)]
-    inside = prefix.endswith(("backbone.", "bottom_up."))
-    others = [n for n in unmapped if inside and not n.startswith(prefix)]
-    return [n for n in unmapped if n not in others], others
+    return fitted, matched
 
 
 def _warnings(file: WeightFile, variant: Variant, naming: str) -> list[str]:
@@ -203,33 +233,20 @@ def is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _complaint(file: WeightFile, filled: int, wanted: int, problems: dict[str, list[str]]) -> str:
-    parts = [f"{what}: {shorten(names)}" for what, names in problems.items() if names]
-    models = fitting_models(file)
-    hint = (
-        f"its tensors fit {', '.join(models)}" if models else "its tensors fit none of our models"
-    )
-    return f"{file.source} fills {filled} of {wanted} tensors; {'; '.join(parts)}; {hint}"
-
-
 def fitting_models(file: WeightFile) -> list[str]:
-    """Names of the models whose tensors, classifier aside, are those of a file, in shape too."""
+    """Names of the models whose tensors, classifier aside, match a file's in name and shape."""
     fitting = []
     for model in list_models():
         variant = find_variant(model)
-        shapes = tensor_shapes(variant)
-        _, prefix, names = find_names(variant, file.tensors)
-        left, _ = _unmapped(file, names, prefix)
-        found = {mine: tuple(file.tensors[name].shape) for name, mine in names.items()}
-        wanted, _ = _required_names(shapes, variant, found)
-        wanted = [n for n in wanted if not is_counter(n) and not n.startswith(f"{variant.head}.")]
-        if not left and all(found.get(name) == shapes[name] for name in wanted):
+        own = meta_tensors(variant)
+        own = {n: v for n, v in own.items() if not n.startswith(f"{variant.head}.")}
+        if _compare(own, variant, file, finite=False)[1]:
             fitting.append(model)
     return fitting
 
 
 def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
-    """The variant of a network or stage, and its tensors' names by the whole network's.
+    """The variant of a network or stage, and its tensors' names by those in the whole network.
 
     Raises:
         TypeError: the module is neither a network nor a stage of this package.
@@ -254,9 +271,9 @@ def load_weights(
 ) -> Fit:
     """Fill a network, or a C4 detector's stage, from a file or from a state dict.
 
-    Recognised are the tensor names of this project and both namings of the AOGNet authors. For
-    DG-Net, so are the names of its base network in torchvision, timm and Detectron2. The network
-    may be alone in the file or part of a detector of Detectron2 or MMDetection.
+    Tensors may have the names of this project or either naming of the AOGNet authors; for DG-Net,
+    also the names of its base network in torchvision, timm or Detectron2. The file may hold the
+    network alone, or a Detectron2 or MMDetection detector that contains it.
 
     Args:
         module: network to fill: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
@@ -313,6 +330,17 @@ def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
         FileNotFoundError: there is no such file.
         WeightError: see :func:`load_weights`; or the file's classifier has another number of
             classes, or the file is of a DG-Net's base network. The model is left as it was.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from gram_backbones import AOGNet
+        >>> model = AOGNet("aognet_4m", num_classes=10)
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(model.state_dict(), f"{folder}/aognet_4m.pth")
+        ...     fit = load_classifier_weights(model, f"{folder}/aognet_4m.pth")
+        >>> fit.kept, fit.ignored
+        ((), ())
     """
     file = read_weight_file(source)
     own = model.state_dict()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from ..staged import Variant
 
@@ -23,30 +24,30 @@ PREFIXES = (
     "model.",
     "_orig_mod.",
 )
-# Where a C4 detector keeps the last stage: Detectron2, MMDetection.
-HEAD_PREFIXES = ("roi_heads.res5.", "roi_head.shared_head.")
+# Where the frameworks' C4 detectors keep the last stage.
+C4_HEADS = {"d2": "roi_heads.res5.", "mmdet": "roi_head.shared_head."}
 
 
-def tensor_shapes(variant: Variant) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a variant's classifier for 1000 classes.
+def meta_tensors(variant: Variant) -> Mapping[str, Tensor]:
+    """All tensors of a variant's classifier for 1000 classes, without their values.
 
     Examples:
         >>> from gram_backbones import AOGNet
-        >>> tensor_shapes(AOGNet.find_variant("aognet_4m"))["fc.weight"]
-        (1000, 640)
+        >>> meta_tensors(AOGNet.find_variant("aognet_4m"))["fc.weight"].shape
+        torch.Size([1000, 640])
     """
     try:
-        return _remembered_shapes(variant)
+        return _remembered_tensors(variant)
     except TypeError:  # a record that holds lists cannot be cached
-        return _shapes(variant)
+        return _tensors(variant)
 
 
-def _shapes(variant: Variant) -> Mapping[str, tuple[int, ...]]:
+def _tensors(variant: Variant) -> Mapping[str, Tensor]:
     with torch.device("meta"):
-        return {n: tuple(v.shape) for n, v in variant.build(num_classes=1000).state_dict().items()}
+        return variant.build(num_classes=1000).state_dict()
 
 
-_remembered_shapes = lru_cache(maxsize=64)(_shapes)
+_remembered_tensors = lru_cache(maxsize=64)(_tensors)
 
 
 def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[str, str]]:
@@ -59,7 +60,7 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
     Returns:
         The name of the naming, the prefix, and our names by the names in the file.
     """
-    ours, found = dict.fromkeys(tensor_shapes(variant)), list(found)
+    ours, found = meta_tensors(variant), list(found)
     if (read := variant.read_names(found)) is not None:
         naming, names = read
         return naming, "", {name: mine for name, mine in names.items() if mine in ours}
@@ -69,20 +70,24 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
         for prefix in PREFIXES:
             names = {name: mine for mine in ours if (name := prefix + rename(mine)) in found}
             if prefix.endswith("backbone."):
-                names |= _head_names(found, ours, prefix.removesuffix("backbone."))
+                root = prefix.removesuffix("backbone.")
+                names |= {
+                    name: mine
+                    for head in C4_HEADS.values()
+                    for mine in ours
+                    if (name := root + name_in_head(variant, head, mine)) in found
+                }
             if len(names) > len(best[2]):
                 best = naming, prefix, names
     return best
 
 
-def _head_names(found: Iterable[str], ours: Mapping[str, None], prefix: str) -> dict[str, str]:
-    """The last stage of a C4 detector, which is in its RoI heads under our own names."""
-    names: dict[str, str] = {}
-    for name in found:
-        for head in HEAD_PREFIXES:
-            if name.startswith(prefix + head):
-                part = name.removeprefix(prefix + head)
-                # AOGNet's stage is the head's module itself; DG-Net's is inside it.
-                mine = next((n for n in (part, f"res5.{part}") if n in ours), None)
-                names |= {name: mine} if mine else {}
-    return names
+def name_in_head(variant: Variant, head: str, name: str) -> str:
+    """Name of a tensor of the last stage in a C4 detector, which keeps it in its RoI heads.
+
+    Args:
+        variant: row that the network is built from.
+        head: one of ``C4_HEADS``.
+        name: the tensor's in the whole network.
+    """
+    return head + name.removeprefix(variant.place_of("res5"))

@@ -30,8 +30,11 @@ class WeightRecord:
         top1: published ImageNet top-1 of the file's network, in percent.
         origin: who trained it.
         licence: licence of the file.
-        of_base: whether the file is of a DG-Net's base network, so that routers keep their initial
-            values.
+
+    Examples:
+        >>> record = WEIGHTS["dgnet_r50.tv_in1k"]
+        >>> record.model, record.top1, record.origin
+        ('dgnet_r50', 76.13, 'torchvision')
     """
 
     name: str
@@ -42,7 +45,6 @@ class WeightRecord:
     top1: float
     origin: str
     licence: str
-    of_base: bool = False
 
 
 _TORCHVISION: dict[str, type[WeightsEnum]] = {
@@ -72,7 +74,6 @@ def _torchvision_record(model: str, weights: WeightsEnum) -> WeightRecord:
         top1=weights.meta["_metrics"]["ImageNet-1K"]["acc@1"],
         origin="torchvision",
         licence="BSD-3-Clause; see torchvision on the terms of ImageNet",
-        of_base=True,
     )
 
 

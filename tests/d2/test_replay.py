@@ -15,7 +15,6 @@ from gram_backbones.d2.replay import (
     SeededDataset,
     build_replayable_train_loader,
 )
-from gram_backbones.seeding import seeded
 from tests.d2.test_engine import cfg, demo  # noqa: F401
 
 # ruff: noqa: F811 (fixtures are arguments)
@@ -75,8 +74,6 @@ def test_augmentation_depends_on_the_position_and_leaves_the_model_s_randomness_
     np.random.rand()
     assert dataset[(7, 0)] == first
     assert all(a != b for a, b in zip(first, other))
-    with seeded(1, 2), seeded(1, 3):
-        pass
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(cfg, monkeypatch):
