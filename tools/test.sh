@@ -24,5 +24,6 @@ bin=${VENV:-.venv}/bin
 # A file a process, on up to four cores, with one thread each: small tensors gain nothing by more.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder \
     "${select[@]}" "${args[@]}"
 if [ ${#select[@]} = 0 ]; then bash tools/docs.sh; fi

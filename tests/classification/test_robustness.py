@@ -228,6 +228,7 @@ def test_checkpoints_that_do_not_fit_are_refused(damage, folder, tmp_path, monke
     assert message.startswith("eval_robustness.py: ") and words in message, message
 
 
+@pytest.mark.slow
 def test_absent_foolbox_is_one_clear_sentence():
     code = (
         "import sys; sys.modules['foolbox'] = None; import gram_backbones.classification.robustness"

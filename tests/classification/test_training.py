@@ -467,6 +467,7 @@ def test_two_processes_share_the_work(few, tmp_path, check_gloo_ended):
         assert line[prefix + key] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_a_refusal_is_one():
     done = run_tool("--model", "aognet_5m", "--data", "nowhere")
     assert done.returncode == 1

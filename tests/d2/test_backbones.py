@@ -197,6 +197,7 @@ def test_frozen_bn_holds_statistics_and_affine_as_buffers():
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
 
 
+@pytest.mark.slow
 def test_fresh_frozen_norms_keep_features_in_bounds():
     """They normalise nothing; sums over the grammar once grew to 1e8 and training diverged."""
     for variant, row in VARIANTS.items():
@@ -302,6 +303,7 @@ def test_lazy_config_fpn():
     assert model.backbone.bottom_up.res5.blocks[0].norm.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_lazy_config_c4():
     cfg = get_lazy_config("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py").model
     cfg.backbone = L(gram.AOGNetBackbone)(

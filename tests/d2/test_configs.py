@@ -20,13 +20,8 @@ from tests.d2.test_backbones import LEAVES
 # One per family and head; the others run with tools/test.sh --all.
 QUICK = (
     "mask_rcnn_aognet12m_fpn_1x",
-    "mask_rcnn_aognet12m_c4_1x",
-    "faster_rcnn_aognet12m_fpn_1x",
     "faster_rcnn_aognet12m_c4_1x",
-    "retinanet_aognet40m_fpn_1x",
-    "faster_rcnn_dgnet_r50_fpn_1x",
     "mask_rcnn_dgnet_r50_fpn_1x",
-    "mask_rcnn_dgnet_r50_c4_1x",
 )
 STEPS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LEAVES]
 

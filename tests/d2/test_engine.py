@@ -398,6 +398,7 @@ SMALL = (
 ).split()
 
 
+@pytest.mark.slow
 def test_train_net_trains_and_evaluates_and_evaluates_again(demo, tmp_path):
     config = ("--config", DEMO)
     done = run_tool(*config, *SMALL, "OUTPUT_DIR", tmp_path, datasets=demo.parent)

@@ -120,6 +120,7 @@ def test_a_dynamic_network_with_the_chain_fully_open_is_the_base_network():
         torch.testing.assert_close(model(x), base(x), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_base_network_s_file_names_what_is_missing_and_changes_nothing():
     model = DGNet(TINY, num_classes=5)
     before = copy.deepcopy(model.state_dict())

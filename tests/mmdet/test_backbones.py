@@ -153,6 +153,7 @@ def test_norm_eval_fixes_statistics_and_leaves_the_affine_terms_to_training():
     assert not fixed.res5.blocks[0].norm.weight.requires_grad
 
 
+@pytest.mark.slow
 def test_fresh_fixed_norms_keep_features_in_bounds():
     """As under Detectron2: they normalise nothing, and sums over the grammar would explode."""
     for name in VARIANTS:

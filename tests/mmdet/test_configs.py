@@ -28,16 +28,9 @@ LEAVES = sorted(
 # One per family and head; the others run with tools/test.sh --all.
 QUICK = (
     "mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py",
-    "mask_rcnn/mask-rcnn_aognet-12m_c4_1x_coco.py",
-    "faster_rcnn/faster-rcnn_aognet-12m_fpn_1x_coco.py",
     "faster_rcnn/faster-rcnn_aognet-12m_c4_1x_coco.py",
-    "retinanet/retinanet_aognet-40m_fpn_1x_coco.py",
-    "cascade_rcnn/cascade-mask-rcnn_aognet-40m_fpn_1x_coco.py",
-    "detr/detr_aognet-12m_8xb2-150e_coco.py",
     "atss/atss_dgnet-r50_fpn_1x_coco.py",
-    "faster_rcnn/faster-rcnn_dgnet-r50_fpn_1x_coco.py",
     "mask_rcnn/mask-rcnn_dgnet-r50_fpn_1x_coco.py",
-    "mask_rcnn/mask-rcnn_dgnet-r50_c4_1x_coco.py",
 )
 STEPS = [leaf if leaf in QUICK else pytest.param(leaf, marks=pytest.mark.slow) for leaf in LEAVES]
 
@@ -198,9 +191,9 @@ def in_bf16(module):
     "leaf",
     (
         "mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py",
-        "mask_rcnn/mask-rcnn_aognet-12m_c4_1x_coco.py",
+        pytest.param("mask_rcnn/mask-rcnn_aognet-12m_c4_1x_coco.py", marks=pytest.mark.slow),
         "faster_rcnn/faster-rcnn_dgnet-r50_fpn_1x_coco.py",
-        "detr/detr_aognet-12m_8xb2-150e_coco.py",
+        pytest.param("detr/detr_aognet-12m_8xb2-150e_coco.py", marks=pytest.mark.slow),
     ),
 )
 def test_inference_detector_on_an_image_file(leaf, bf16):

@@ -148,6 +148,7 @@ def test_the_tool_evaluates_a_checkpoint_and_draws(trained, demo, tmp_path):
     assert len(list((tmp_path / "test/pictures").glob("*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_the_tool_refuses_what_does_not_fill_the_detector(trained, demo, tmp_path):
     file, out, _ = trained
     state = weights(out / "iter_2.pth")

@@ -230,6 +230,7 @@ def test_a_conversion_that_is_not_possible_is_refused(arguments, says, tmp_path)
         convert_weights(tmp_path / "source.pth", tmp_path / "gone/t.pth", "aognet_4m")
 
 
+@pytest.mark.slow
 def test_the_tool_converts_a_pickle_only_when_it_is_allowed(tmp_path):
     state = AOGNet("aognet_4m").state_dict()
     torch.save({"state_dict": OrderedDict(state), "args": Path("x")}, tmp_path / "source.pth")
