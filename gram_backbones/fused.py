@@ -258,14 +258,14 @@ def fast_format(x: Tensor) -> Tensor:
 
     What is traced stays as it is, as do other devices and dtypes.
     """
-    if not _enabled or x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST or is_traced(x):
+    if not _enabled or is_traced(x) or x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST:
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def format_of(like: Tensor, x: Tensor) -> Tensor:
     """``x`` in the memory format of another tensor: contiguous where that is contiguous."""
-    return x.contiguous() if like.is_contiguous() and not is_traced(x) else x
+    return x if is_traced(x) or not like.is_contiguous() else x.contiguous()
 
 
 @contextmanager

@@ -181,7 +181,8 @@ def test_detectron2_s_evaluations_begin_with_it(monkeypatch, caplog):
     stock = classmethod(lambda cls, cfg, model, evaluators=None: evaluate(model.eval(), [x, x]))
     monkeypatch.setattr(DefaultTrainer, "test", stock)
     caplog.set_level(logging.INFO, logger="gram_backbones")
-    d2.GramTrainer.test(None, DGNet(SMALL["basic"]), evaluators=[])
+    cfg = d2.get_config("demo_mask_rcnn_dgnet_r18_fpn")
+    d2.GramTrainer.test(cfg, DGNet(SMALL["basic"]), evaluators=[])
     assert len([r for r in caplog.records if r.message.startswith("DG-Net: ")]) == 1
 
 
@@ -194,6 +195,7 @@ def test_mmdetection_s_evaluations_begin_with_it(monkeypatch, caplog, stage):
 
     runner = GramRunner.__new__(GramRunner)  # its constructor takes a whole run
     monkeypatch.setattr(Runner, "call_hook", lambda self, fn_name, **kwargs: None)
+    runner.cfg = {}
     runner.logger = logging.getLogger("gram_backbones")
     runner.model = DGNet(SMALL["basic"])
     caplog.set_level(logging.INFO, logger="gram_backbones")
