@@ -24,8 +24,29 @@ needs_coco = pytest.mark.skipif(
 )
 
 
+# Models that others of their family stand for in the default suite.
+LARGE = (
+    "aognet_12m-",
+    "aognet_12m]",
+    "aognet_40m",
+    "aognet_60m",
+    "dgnet_r34",
+    "dgnet_r101",
+    "dgnet_x50",
+    "dgnet_regnetx",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: one that starts last leaves the other cores idle."""
+    """Tests of large models are slow.
+
+    Files with slow tests come first: one that starts last leaves the other cores idle.
+    """
+    for item in items:
+        parameters = item.name.partition("[")[2]
+        if any(model in parameters for model in LARGE):
+            item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

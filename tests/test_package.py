@@ -73,6 +73,7 @@ def test_the_wheel_ships_all_configs_and_says_where(installed, tmp_path):
         assert files == {p.relative_to(here) for p in here.rglob("*.*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_the_wheel_builds_and_fills_models_without_a_framework(installed, tmp_path):
     code = """
 import torch, gram_backbones as g
@@ -97,6 +98,7 @@ def test_env_prints_versions_without_a_framework(installed, tmp_path):
     assert torch.__version__ in told and platform.python_version() in told
 
 
+@pytest.mark.slow
 def test_env_prints_versions_with_what_is_installed():
     command = [sys.executable, "-W", "ignore", "-m", "gram_backbones", "env"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

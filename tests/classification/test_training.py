@@ -446,6 +446,7 @@ def test_an_imagenet_backbone_s_last_checkpoint_fills_a_detector_s(fewest, tmp_p
     assert state.keys() - own.keys() == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(few, tmp_path, check_gloo_ended):
     arguments = ("--model", "dgnet_r18", "--data", few, "--img-size", 32, "--batch-size", 8)
     arguments += ("--workers", 0, "--output", tmp_path)

@@ -50,6 +50,7 @@ def demo(tmp_path_factory):
     yield root
     for split in files:
         DatasetCatalog.remove(f"demo_{split}")
+        MetadataCatalog.remove(f"demo_{split}")
 
 
 @pytest.fixture
