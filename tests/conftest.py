@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,29 +25,23 @@ needs_coco = pytest.mark.skipif(
 )
 
 
-# Models that others of their family stand for in the default suite.
-LARGE = (
-    "aognet_12m-",
-    "aognet_12m]",
-    "aognet_40m",
-    "aognet_60m",
-    "dgnet_r34",
-    "dgnet_r101",
-    "dgnet_x50",
-    "dgnet_regnetx",
-)
+# Models that others stand for in the default suite, as models and configs name them.
+LARGE = re.compile(r"aognet_12m[-\]]|40m|60m|dgnet[-_]?(r34|r101|x50|regnetx)")
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items):
-    """Tests of large models are slow.
+    """Tests of large models are slow, and so is all but the first case of a grid.
 
     Files with slow tests come first: one that starts last leaves the other cores idle.
     """
+    begun = set()
     for item in items:
-        parameters = item.name.partition("[")[2]
-        if any(model in parameters for model in LARGE):
+        grid = (item.path, getattr(item, "originalname", None))
+        if LARGE.search(item.name) or grid in begun:
             item.add_marker(pytest.mark.slow)
+        elif item.get_closest_marker("grid"):
+            begun.add(grid)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

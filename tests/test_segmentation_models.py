@@ -45,6 +45,7 @@ def images(channels=3):
     return torch.randn(2, channels, 64, 64)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", NAMES[:2])
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
 def test_masks_have_the_image_s_size_and_a_step_of_the_encoder_alone_learns(decoder, name):

@@ -88,6 +88,7 @@ def test_registering_again_is_silent_and_changes_nothing():
     assert timm.models.model_entrypoint("aognet_4m") is gram.aognet_4m
 
 
+@pytest.mark.slow
 def test_absent_timm_is_one_clear_sentence():
     code = "import sys; sys.modules['timm'] = None; import gram_backbones.timm"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -99,6 +100,7 @@ def test_absent_timm_is_one_clear_sentence():
 # The same network
 
 
+@pytest.mark.grid
 def test_weights_interchange_and_give_the_same_logits(pair):
     plain, model, name = pair
     assert list(model.state_dict()) == list(plain.state_dict())

@@ -158,6 +158,7 @@ def outputs(model, head, x):
     return {key: getattr(out, key) for key in HEADS[head][2]}
 
 
+@pytest.mark.grid
 def test_our_start_is_kept(built):
     # Transformers initialises what it takes for its own; routers' biases of 3 and -3 must stay.
     model, head, name = built
@@ -192,6 +193,7 @@ def test_gradients_reach_every_parameter(built):
     assert not [n for n, grad in grads.items() if grad is None or not grad.abs().sum() > 0]
 
 
+@pytest.mark.grid
 def test_saved_models_load_with_the_same_outputs(built, tmp_path):
     model, head, _ = built
     model, x = randomised(copy.deepcopy(model)), images()

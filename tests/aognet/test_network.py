@@ -65,6 +65,7 @@ def test_parameters_and_flops_of_the_table(name):
     assert count_conv_flops(model) / 1e9 == pytest.approx(gflops, rel=1e-3)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", CIFAR_TABLE)
 def test_cifar_parameters_and_flops_of_table_5(name):
     with torch.device("meta"):

@@ -81,6 +81,7 @@ def test_the_small_recipe_trains_without_dropout_and_average():
     assert recipe.with_changes(epochs=100).warmup_epochs == 5
 
 
+@pytest.mark.slow
 def test_every_model_has_a_recipe_for_folders_that_its_classifier_takes():
     for model in list_models():
         recipe = find_recipe(model, "folder")

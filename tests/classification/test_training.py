@@ -198,6 +198,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_stopped(few, tmp_path, monkeypatch):
     """With all that is random: order, crops, dropout, mixup; stopped in the middle of an epoch."""
     recipe = tiny_recipe(epochs=3, mixup=0.2, label_smoothing=0.1, dropout=0.3)

@@ -144,6 +144,7 @@ def test_configs_build_and_say_what_their_name_says(name):
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("coco_2017_train",), ("coco_2017_val",))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", TOTALS)
 def test_totals_of_table_4(name):
     cfg = gram.get_config(name)
@@ -154,6 +155,7 @@ def test_totals_of_table_4(name):
     assert count_parameters(model) / 1e6 == pytest.approx(TOTALS[name], abs=0.02)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("norm", ("BN", "FrozenBN", "GN"))
 @pytest.mark.parametrize("freeze_at", (0, 2))
 @pytest.mark.parametrize("name", HEADS)
@@ -175,6 +177,7 @@ def test_a_training_step_reaches_every_trainable_parameter(name, freeze_at, norm
     assert result.image_size == (96, 128)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_output_shape_is_what_comes_out(variant):
     names = ("stem", "res2", "res4")
@@ -293,6 +296,7 @@ def test_overrides_change_the_variant_s_row():
     assert graph.pruning is None and graph.scale_lateral_skip and not graph.concat_by_id
 
 
+@pytest.mark.slow
 def test_lazy_config_fpn():
     cfg = get_lazy_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py").model
     cfg.backbone.bottom_up = L(gram.AOGNetBackbone)(

@@ -47,6 +47,7 @@ def photograph(cfg):
     return DatasetMapper(cfg, is_train=True)(record)
 
 
+@pytest.mark.grid
 @needs_coco
 @pytest.mark.parametrize("name", STEPS)
 def test_a_training_step_and_a_prediction_on_a_photograph(name):
@@ -74,6 +75,7 @@ def test_a_training_step_and_a_prediction_on_a_photograph(name):
     assert found.has("pred_masks") == cfg.MODEL.MASK_ON
 
 
+@pytest.mark.grid
 @needs_coco
 @pytest.mark.parametrize("bf16", (False, True))
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def small_config(name, **changes):
 HEADS = ("faster_rcnn_dgnet_r50_fpn_1x", "mask_rcnn_dgnet_r50_fpn_1x", "mask_rcnn_dgnet_r50_c4_1x")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("edges", ("dynamic", "static", "chain"))
 @pytest.mark.parametrize("freeze_at", (0, 2))
 @pytest.mark.parametrize("name", HEADS)
@@ -125,6 +126,7 @@ def test_the_meta_architecture_takes_other_backbones_too():
         assert build_model(cfg).eval()([sample()])
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", (HEADS[0], HEADS[2]))
 def test_a_torchvision_checkpoint_starts_the_detector(name, tmp_path, caplog):
     cfg = small_config(name)
@@ -158,6 +160,7 @@ def test_a_file_with_some_routers_must_have_all(tmp_path):
         gram.GramCheckpointer(model).load(str(tmp_path / "model.pth"))
 
 
+@pytest.mark.slow
 def test_lazy_config():
     cfg = get_lazy_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py").model
     cfg.backbone.bottom_up = L(gram.DGNetBackbone)(

@@ -76,6 +76,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(cfg, tmp_path, monkeypatch):
     cfg.OUTPUT_DIR = str(tmp_path / "whole")
     whole = gram.GramTrainer(cfg)
@@ -110,6 +111,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(cfg, tmp_path, monkeypat
 
 @pytest.mark.parametrize("takes_start", (False, True))
 def test_a_resumed_run_keeps_an_overridden_loader(cfg, caplog, takes_start):
+    caplog.set_level("INFO")  # a trainer sets up its own logger where nobody has
     calls = []
 
     class Plain(gram.GramTrainer):
@@ -201,6 +203,7 @@ def test_weights_of_a_bare_backbone_fill_the_c4_head_too(tmp_path, caplog):
     assert f"loaded {count} of {count} tensors from" in caplog.text
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("damage", ("missing", "shape", "nothing"))
 def test_weights_that_do_not_fill_the_backbone_stop_the_run(cfg, tmp_path, damage):
     model = build_model(cfg)
@@ -369,6 +372,7 @@ def test_train_net_refuses_with_a_sentence(monkeypatch, capsys, args, message):
     assert re.search(message, f"{ended.value.code} {capsys.readouterr().err}")
 
 
+@pytest.mark.slow
 def test_train_net_refuses_a_bad_weight_file_with_a_sentence(demo, tmp_path):
     (tmp_path / "text.pth").write_text("no weights, but a text")
     changes = ("MODEL.WEIGHTS", tmp_path / "text.pth", "OUTPUT_DIR", tmp_path / "out")

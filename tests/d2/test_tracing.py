@@ -91,6 +91,7 @@ def traced_detector(name):
     return lambda item: adapter.outputs_schema(traced(item["image"]))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_traced_detector_finds_the_same_as_in_eager_mode(name):
     model, inputs = detector(name)
@@ -110,6 +111,7 @@ def test_a_traced_detector_takes_other_image_sizes(name):
             check_same_detections(run(item)[0], detect(model, item)[0])
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detectron2_counts_operators(name):
     model, inputs = detector(name)

@@ -52,6 +52,7 @@ def blocks_and_routers(model):
     return named
 
 
+@pytest.mark.grid
 @MODES
 @pytest.mark.parametrize("with_cp", (False, True), ids=("", "with_cp"))
 @pytest.mark.parametrize("kind", SMALL)
@@ -67,6 +68,7 @@ def test_hooks_on_every_block_and_router_fire(kind, with_cp, mode):
     assert before == once and after == once
 
 
+@pytest.mark.grid
 @MODES
 @pytest.mark.parametrize("name", ("layer1.0", "layer1.1", "layer2.0", "layer2.2"))
 def test_hooks_on_a_block_get_what_the_graph_computes_with(name, mode):
@@ -280,6 +282,7 @@ def new_storages(known):
     return {address: size for address, size in storages.items() if address not in old}
 
 
+@pytest.mark.grid
 @MODES
 @pytest.mark.parametrize("size", (64, 160))
 def test_nothing_stays_alive_after_the_model_is_gone(size, mode):
@@ -291,6 +294,7 @@ def test_nothing_stays_alive_after_the_model_is_gone(size, mode):
     assert not new_storages(known)
 
 
+@pytest.mark.grid
 @MODES
 def test_no_map_is_kept_between_calls(mode):
     """Nor does one wait for the garbage collector."""

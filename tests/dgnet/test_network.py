@@ -150,8 +150,9 @@ def test_a_trainable_start_is_near_the_base_and_has_gradients():
 
 # Every mode at both batch sizes on a small network; on the real ones what differs between them.
 _CASES = [("tiny", edges, batch) for edges in EDGES for batch in (1, 2)]
-_CASES += [(name, "dynamic", batch) for name in TABLE for batch in (1, 2)]
-_CASES += [(name, edges, 2) for name in ("dgnet_mobilenet_v2", "dgnet_r18") for edges in EDGES[1:]]
+_REAL = [(name, "dynamic", batch) for name in TABLE for batch in (1, 2)]
+_REAL += [(name, edges, 2) for name in ("dgnet_mobilenet_v2", "dgnet_r18") for edges in EDGES[1:]]
+_CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in _REAL]
 
 
 @pytest.mark.parametrize(("name", "edges", "batch"), _CASES)
@@ -186,6 +187,7 @@ def test_features_have_the_stated_channels_and_strides(name):
     assert not any(n.startswith(("fc", "classifier")) for n, _ in model.named_parameters())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("edges", ("dynamic", "static"))
 @pytest.mark.parametrize("name", ("dgnet_r18", "dgnet_mobilenet_v2", "dgnet_regnety_600m"))
 def test_checkpointing_gives_identical_gradients_and_buffers(name, edges):

@@ -11,6 +11,7 @@ from tests.dgnet.open_edges import check_close, settle
 NO_MAPS = r"(NHWC|channels|feature maps|\(B, C, H, W\))"
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("build", "stages", "size", "message"),
     (

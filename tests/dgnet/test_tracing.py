@@ -47,6 +47,7 @@ def check_follows_the_edges(run, model, images):
             check_close(run(image), model(image))
 
 
+@pytest.mark.grid
 @GRADIENTS
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_traced_network_decides_its_edges_anew(kind, grad):
@@ -63,6 +64,7 @@ def test_a_traced_network_takes_other_batches_and_sizes():
     check_follows_the_edges(traced, model, [image[..., :40, :56] for image in images])
 
 
+@pytest.mark.grid
 @GRADIENTS
 @pytest.mark.parametrize("kind", SMALL)
 def test_an_exported_network_decides_its_edges_anew(kind, grad):
@@ -98,6 +100,7 @@ def run_onnx(path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ("dynamo", "torchscript", "torchscript_grad"))
 @TWO_KINDS
 def test_an_onnx_file_decides_its_edges_anew(kind, exporter, tmp_path):
@@ -110,6 +113,7 @@ def test_an_onnx_file_decides_its_edges_anew(kind, exporter, tmp_path):
     check_follows_the_edges(run_onnx(path), model, images)
 
 
+@pytest.mark.grid
 @GRADIENTS
 @pytest.mark.parametrize("pre_dispatch", (False, True))
 def test_make_fx_decides_the_edges_anew(pre_dispatch, grad):
@@ -119,6 +123,7 @@ def test_make_fx_decides_the_edges_anew(pre_dispatch, grad):
     check_follows_the_edges(traced, model, images)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
 @TWO_KINDS
 def test_a_compiled_network_is_one_graph(kind, backend):
@@ -135,6 +140,7 @@ def test_a_compiled_classifier_is_one_graph():
     check_follows_the_edges(compiled, model, images)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
 def test_a_compiled_network_trains_as_one_graph(backend):
     model, images = small_network()
@@ -176,6 +182,7 @@ def rewired():
     return model, images
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("capture", ("jit", "export", "fx"))
 def test_a_rewired_network_decides_its_edges_anew(capture):
     model, images = rewired()
@@ -216,6 +223,7 @@ def test_no_earlier_pass_reaches_later_inference(before):
         check_close(model(images[1]), wanted)
 
 
+@pytest.mark.grid
 @GRADIENTS
 @pytest.mark.parametrize("training", (False, True), ids=("eval", "train"))
 @pytest.mark.parametrize("place", ("meta", "fake"))
@@ -360,6 +368,7 @@ def test_mmengine_s_complexity_tool():
     assert counted["params"] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("edges", ("static", "er", "chain"))
 def test_fixed_edges_trace_and_export(edges):
     model, images = small_network(edges=edges)

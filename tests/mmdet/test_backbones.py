@@ -76,6 +76,7 @@ def test_registered_names_and_a_second_import():
         Config.fromfile(CONFIGS / "retinanet/retinanet_aognet-40m_fpn_1x_coco.py")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", list_models())
 def test_features_have_the_stated_channels_and_strides(name):
     backbone = build(family(name), variant=name, out_indices=(0, 2)).eval()
@@ -213,6 +214,7 @@ def core(type_, num_classes=0):
     return randomised(DGNet("dgnet_r18", num_classes=num_classes))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("wrapper", ("bare", "detector", "prefix"))
 @pytest.mark.parametrize("type_", ("AOGNet", "DGNet"))
 def test_pretrained_weights_fill_the_backbone(type_, wrapper, tmp_path, log):
@@ -230,6 +232,7 @@ def test_pretrained_weights_fill_the_backbone(type_, wrapper, tmp_path, log):
     assert backbone.init_cfg == init_cfg
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("layout", ("bare", "mmdet", "detectron2", "prefix"))
 @pytest.mark.parametrize("type_", ("AOGNet", "DGNet"))
 def test_pretrained_weights_fill_the_shared_head(type_, layout, tmp_path):
@@ -260,6 +263,7 @@ def test_a_base_network_s_weights_leave_the_routers_alone(tmp_path):
     assert set(backbone.graphs["0"].routers[0].bias.tolist()) == {7.0, -7.0}  # start_as_base
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("damage", ("missing", "shape", "foreign", "text"))
 def test_weights_that_do_not_fill_the_backbone_stop_the_run(tmp_path, damage):
     state = core("AOGNet").state_dict()
@@ -371,6 +375,7 @@ def moves_of(detector):
     return sum((m[1][1] - m[0][0]).abs().mean().item() for m in records.values())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "leaf",
     ("faster_rcnn/faster-rcnn_dgnet-r50_fpn_1x_coco.py", "atss/atss_dgnet-r50_fpn_1x_coco.py"),

@@ -129,6 +129,7 @@ def test_configs_say_what_their_name_says(leaf):
         assert cfg.optim_wrapper.optimizer.lr == (0.01 if single else 0.02)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_channels_of_neck_and_heads_agree_with_the_backbone(leaf):
     model = load(leaf).model
@@ -148,6 +149,7 @@ def test_channels_of_neck_and_heads_agree_with_the_backbone(leaf):
     assert backbone.size_divisibility == 16
 
 
+@pytest.mark.grid
 @needs_coco
 @pytest.mark.parametrize("leaf", STEPS)
 def test_a_training_step_and_a_prediction_on_a_photograph(leaf):
@@ -189,6 +191,7 @@ def in_bf16(module):
     module.forward = run
 
 
+@pytest.mark.grid
 @needs_coco
 @pytest.mark.parametrize("bf16", ("none", "backbone", "detector"))
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def assert_same_end(one, other):
     assert all(map(torch.equal, *momenta))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("batches", SAMPLERS)
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("workers", (0, SEVERAL))

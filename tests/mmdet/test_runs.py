@@ -126,6 +126,7 @@ def trained(demo, tmp_path_factory):
     return file, folder / "out", done.stdout
 
 
+@pytest.mark.slow
 def test_the_tool_trains_evaluates_and_draws(trained):
     _, out, log = trained
     assert "coco/bbox_mAP" in log and "coco/segm_mAP" in log and "stay random" in log

@@ -273,6 +273,7 @@ def test_a_record_of_other_images_is_warned_about_and_handed_on(tmp_path, caplog
     assert record["channel_order"] == "BGR"
 
 
+@pytest.mark.slow
 def test_mutated_files_end_in_success_or_our_error():
     outcomes = fuzz(150)
     assert outcomes["refused"] > 100 and sum(outcomes.values()) == 150
@@ -284,6 +285,7 @@ def test_a_safetensors_header_that_lies_about_its_size(tmp_path):
         read_weight_file(tmp_path / "f.safetensors")
 
 
+@pytest.mark.slow
 def test_the_models_that_a_file_fits_are_named():
     with torch.device("meta"):
         state = create_model("dgnet_r50", edges="chain").state_dict()

@@ -80,6 +80,7 @@ def features_of(source, modules, x):
     return seen
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("case", SOURCES)
 def test_round_trip_into_both_frameworks(case, tmp_path, caplog):
     model, build, modules, rename = SOURCES[case]
@@ -106,6 +107,7 @@ def test_round_trip_into_both_frameworks(case, tmp_path, caplog):
             assert (found - feature).abs().max() <= 1e-6 * feature.abs().max()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("model", ("aognet_4m", "dgnet_r18"))
 def test_converted_files_load_in_plain_detectron2_and_plain_mmengine(model, tmp_path):
     source = settled(create_model(model, **({"edges": "chain"} if "dg" in model else {})))
@@ -204,6 +206,7 @@ def test_a_run_of_another_model_is_not_resumed(tmp_path):
         checkpointer.resume_or_load("", resume=True)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("kind", ("Pretrained", "mmengine.Pretrained", "mmdet.Pretrained"))
 def test_init_cfg_is_strict_however_it_is_spelled(kind, tmp_path):
     torch.save({"unrelated": torch.zeros(1)}, tmp_path / "f.pth")

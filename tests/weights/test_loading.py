@@ -70,6 +70,7 @@ def second_names(name):
 # Namings and prefixes
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("prefix", ("", "module.", "network.", "module.network."))
 @pytest.mark.parametrize("rename", (authors, second_names), ids=("first", "second"))
 def test_both_namings_of_the_authors_fill_aognet(rename, prefix):
@@ -110,6 +111,7 @@ def test_weights_of_other_libraries_give_their_networks_logits(case):
         torch.testing.assert_close(network.eval()(x), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("edges", ("static", "er", "ba", "ws"))
 def test_networks_with_fixed_edges_are_filled_too(edges):
     network = DGNet("dgnet_r18", edges=edges)
@@ -131,6 +133,7 @@ def test_every_naming_is_found_again(name):
         assert find_names(variant, names)[1:] == ("module.", names), naming
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("layout", ("bare", "mmdet", "detectron2"))
 @pytest.mark.parametrize("family", ("aognet", "dgnet"))
 def test_a_c4_detector_s_file_fills_network_and_stage(family, layout):
@@ -187,6 +190,7 @@ def test_a_classifier_for_other_classes_keeps_its_start():
 # Conversion, records
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("ending", (".safetensors", ".pth", ".pkl"))
 @pytest.mark.parametrize(
     ("model", "names"),
