@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -54,6 +54,7 @@ def run_all(
     *,
     add: Tensor | None = None,
     activation: Callable[[Tensor], Tensor] | None = None,
+    consume: bool = False,
 ) -> Tensor:
     """``activation(layers(x) + add)``, with a convolution and what follows it in one operator.
 
@@ -62,6 +63,7 @@ def run_all(
         x: input of the first.
         add: of the shape of the last one's output.
         activation: may work in place.
+        consume: ``add`` is needed no more; the result may be written over it.
     """
     layers = list(_flat(layers))
     while layers:
@@ -69,14 +71,14 @@ def run_all(
         if type(layer) is FusedConv:
             while layers and type(layers[0]) is nn.Identity:
                 layers.pop(0)
-            if layers:
-                followed = _is_relu(layers[0])
+            if layers or layer.relu:
+                followed = bool(layers) and _is_relu(layers[0])
                 x = layer(x, relu=followed)
                 if followed:
                     layers.pop(0)
             else:
                 followed = _is_relu(activation)
-                x, add = layer(x, add, relu=followed), None
+                x, add = layer(x, add, relu=followed, consume=consume), None
                 activation = None if followed else activation
         elif layers and type(layer) is nn.Conv2d:
             x = conv_norm(layer, layers.pop(0), x)
@@ -90,7 +92,7 @@ def run_all(
 def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Modules with those inside ``nn.Sequential`` in its place."""
     for layer in layers:
-        if _is_sequence(layer) and not _has_hooks(layer):
+        if type(layer) is not FusedConv and _is_sequence(layer) and not _has_hooks(layer):
             yield from _flat(layer.children())
         else:
             yield layer
@@ -114,6 +116,9 @@ class FusedConv(nn.Module):
         conv: with zero padding.
         norm: a fixed norm or None.
 
+    Attributes:
+        relu: whether a ReLU follows at every call.
+
     Raises:
         ValueError: a norm that uses statistics of the batch, or another padding.
     """
@@ -131,22 +136,34 @@ class FusedConv(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.relu = False
         self.kept: tuple[Tensor, Tensor] | None = None  # the weight, and the same packed
         self.eval()
 
-    def forward(self, x: Tensor, add: Tensor | None = None, *, relu: bool = False) -> Tensor:
-        """Map ``(B, C_in, H_in, W_in)`` to ``(B, C, H, W)``, the shape of ``add``."""
+    def forward(
+        self,
+        x: Tensor,
+        add: Tensor | None = None,
+        *,
+        relu: bool = False,
+        consume: bool = False,
+    ) -> Tensor:
+        """Map ``(B, C_in, H_in, W_in)`` to ``(B, C, H, W)``, the shape of ``add``.
+
+        With ``consume`` the result may be written over ``add``.
+        """
+        relu = relu or self.relu
         if not is_traced(x) and not isinstance(self.options[1], str):
             if x.device.type == "cpu" and x.dtype == self.weight.dtype in _CHANNELS_LAST:
                 if torch.backends.mkldnn.is_available() and not torch.is_grad_enabled():
-                    return self._on_cpu(x, add, relu)
+                    return self._on_cpu(x, add, relu, consume)
             elif x.is_cuda and relu and torch.backends.cudnn.is_acceptable(x):
                 return self._on_cuda(x, add)
         out = F.conv2d(x, self.weight, self.bias, *self.options)
         out = out if add is None else out + add
         return F.relu(out, inplace=True) if relu else out
 
-    def _on_cpu(self, x: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+    def _on_cpu(self, x: Tensor, add: Tensor | None, relu: bool, consume: bool) -> Tensor:
         stride, padding, dilation, groups = self.options
         after = "relu" if relu else "none"
         if self.kept is None or self.kept[0] is not self.weight:
@@ -157,9 +174,12 @@ class FusedConv(nn.Module):
         arguments = (self.kept[1], self.bias, padding, stride, dilation, groups)
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(x, *arguments, after, [], "")
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, add, *arguments, "add", 1.0, "relu" if relu else None, [], None
-        )
+        last: Any = (*arguments, "add", 1.0, "relu" if relu else None, [], None)
+        # A slice, or a map in another format, cannot be written to.
+        alone = add.untyped_storage().nbytes() == add.nelement() * add.element_size()
+        if consume and alone and add.is_contiguous(memory_format=torch.channels_last):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *last)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, add, *last)
 
     def _on_cuda(self, x: Tensor, add: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = self.options
@@ -213,6 +233,7 @@ def deploy(module: nn.Module) -> nn.Module:
             places = {id(m): (parent, n) for parent in parents for n, m in parent.named_children()}
             for chain in list(network.conv_chains()):
                 _fold(chain, places)
+            _shorten(network)
     return module
 
 
@@ -237,6 +258,17 @@ def _fold(chain: list[nn.Module], places: Mapping[int, tuple[nn.Module, str]]) -
                 setattr(*places[id(norm)], nn.Identity().eval())
 
 
+def _shorten(network: nn.Module) -> None:
+    """Put a folded convolution in the place of the sequence that it makes up, in place."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            kinds = [type(layer) for layer in child.children()] if _is_sequence(child) else []
+            if kinds[:2] == [FusedConv, nn.Identity] and kinds[2:] in ([], [nn.ReLU]):
+                conv = cast(FusedConv, child[0])  # type: ignore[index]
+                conv.relu = len(kinds) == 3
+                setattr(parent, name, conv)
+
+
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(conv(x))``, as one convolution where the norm is fixed.
 
@@ -251,6 +283,18 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(conv(x))
     weight, bias = _fused(conv, norm, x)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def cut(x: Tensor, start: int, stop: int) -> Tensor:
+    """Channels ``start`` to ``stop`` of ``(B, C, H, W)``.
+
+    In inference a part is copied, once for all convolutions that read it.
+    """
+    part = x[:, start:stop]
+    if not _enabled or is_traced(x) or torch.is_grad_enabled() or stop - start == x.shape[1]:
+        return part
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def fast_format(x: Tensor) -> Tensor:

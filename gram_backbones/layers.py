@@ -126,7 +126,7 @@ def is_traced(x: Tensor) -> bool:
         return True
     if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return True
-    if x.device.type == "meta" or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return True
-    modes = _get_current_dispatch_mode_stack()
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else ()
     return get_proxy_mode() is not None or any(mode.is_infra_mode() for mode in modes)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from ..fused import relu, run, run_all, sequential_chains
+from ..fused import cut, relu, run, run_all, sequential_chains
 from ..grammar import AndOrGraph, NodeType, Step, Term
 from ..layers import Norm, init_scale, recompute, resolve_norm
 from ..staged import FEATURES, StagedBackbone
@@ -62,14 +62,17 @@ class NodeOperation(nn.Module):
             )
         self.dropout = dropout
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Map two inputs ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``."""
+    def forward(self, x: Tensor, skip: Tensor, *, consume: bool = False) -> Tensor:
+        """Map two inputs ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``.
+
+        With ``consume``, nothing else reads ``skip``.
+        """
         if self.shortcut is not None:
-            skip = run(self.shortcut, skip)
+            skip, consume = run(self.shortcut, skip), True
         layers = (self.conv1, self.conv2, self.conv3)
         if self.dropout and self.training:
             return relu(F.dropout2d(run_all(layers, x), self.dropout) + skip)
-        return run_all(layers, x, add=skip, activation=relu)
+        return run_all(layers, x, add=skip, activation=relu, consume=consume)
 
 
 class AOGBlock(nn.Module):
@@ -135,12 +138,15 @@ class AOGBlock(nn.Module):
         scales = None if self.scales is None else iter(self.scales.unbind())
         outputs: dict[int, Tensor] = {}
         for step in self.steps:
+            op = self.ops[step.node.id]
             if step.node.type is NodeType.T:
                 first, last = step.node.span
-                words = x[:, self.in_bounds[first] : self.in_bounds[last + 1]]
-                result = self.ops[step.node.id](words, words)
+                start, stop = self.in_bounds[first], self.in_bounds[last + 1]
+                words = cut(x, start, stop)
+                result = op(words, words, consume=stop - start < self.in_bounds[-1])
             else:
-                result = self.ops[step.node.id](*_gather(step, outputs, scales))
+                new = len(step.skip_parts) > 1 or step.skip_lateral is not None
+                result = op(*_gather(step, outputs, scales), consume=new)
             outputs[step.node.id] = result
             for done in step.release:
                 del outputs[done]

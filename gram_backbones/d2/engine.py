@@ -21,6 +21,7 @@ from detectron2.engine import (
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from ..dgnet.gate_report import report_gates
 from ..distributed import end_processes
@@ -139,6 +140,8 @@ class GramPredictor(DefaultPredictor):
 
     With ``TEST.DEPLOY`` it predicts with a deployed copy: `gram_backbones.fused.deploy`.
     """
+
+    model: nn.Module
 
     def __init__(self, cfg: CfgNode):
         if not cfg.MODEL.WEIGHTS:

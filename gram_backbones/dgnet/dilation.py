@@ -34,5 +34,5 @@ def dilate_stages(layout: Layout, network: nn.Module, output_stride: int) -> Non
                 if conv in beside:
                     continue
                 conv.dilation = (dilation, dilation)
-                conv.padding = tuple(side * dilation for side in conv.padding)
+                conv.padding = tuple(int(side) * dilation for side in conv.padding)
                 dilation *= 2 if halves else 1

@@ -469,4 +469,4 @@ def test_a_symbolic_trace_computes_the_same(options):
         got, wanted = torch.fx.symbolic_trace(model)(x), model(x)
         inner = create_feature_extractor(model, ["res3"])(x)["res3"]
         assert inner.shape == (2, 120, 8, 8)
-    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)  # a trace is not fused
