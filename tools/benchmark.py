@@ -8,7 +8,7 @@ tools/benchmark.py --skipping                               DG-ResNet-50 with bl
 
 Modes: plain is module after module with norms in evaluation mode; frozen is what detectors build,
 with FrozenBN; channels_last is plain on channels-last weights and images; deployed is `deploy()`,
-for a ResNet folded norms and channels last; compiled is torch.compile of frozen, with freezing.
+for a ResNet folded norms and channels last; compiled is torch.compile of deployed, with freezing.
 """
 
 import argparse
@@ -71,13 +71,14 @@ def folded(resnet: nn.Module) -> nn.Module:
 
 def contestant(name: str, mode: str, image: Tensor) -> tuple[Callable[[], object], nn.Module]:
     """What to time, and the network."""
-    model = build(name, "FrozenBN" if mode in ("frozen", "compiled") else "BN")
+    model = build(name, "FrozenBN" if mode == "frozen" else "BN")
     model.to(image.device, image.dtype).eval()
-    if mode == "deployed":
+    if mode in ("deployed", "compiled"):
         model = folded(model) if name in RESNETS else deploy(model)
-    if mode in ("channels_last", "deployed"):
+    if mode in ("channels_last", "deployed", "compiled"):
         model, image = (t.to(memory_format=torch.channels_last) for t in (model, image))
     if mode == "compiled":
+        torch._inductor.config.freezing = True  # weights are constants, and packed
         model = torch.compile(model)
     plain = unfused if mode in ("plain", "channels_last") else nullcontext
 
@@ -111,14 +112,14 @@ def training_step(name: str, mode: str, image: Tensor) -> tuple[Callable[[], obj
 
 
 def alternate(runs: dict[object, Callable[[], object]], rounds: int) -> dict[object, list[float]]:
-    """Seconds of every contestant, ``rounds`` times in turn, after two rounds of warm-up."""
+    """Seconds of every contestant, ``rounds`` times in turn, after three of warm-up."""
     seconds: dict[object, list[float]] = {key: [] for key in runs}
-    for _ in range(rounds + 2):
+    for _ in range(rounds + 3):
         for key, run in runs.items():
             start = time.perf_counter()
             run()
             seconds[key].append(time.perf_counter() - start)
-    return {key: values[2:] for key, values in seconds.items()}
+    return seconds
 
 
 def count_operators(run: Callable[[], object]) -> int:
@@ -153,16 +154,20 @@ def compare(args: argparse.Namespace, image: Tensor) -> list[dict]:
     rows = []
     for (name, mode), values in seconds.items():
         run, model = pairs[name, mode]
+        first, values = values[0], values[3:]
+        ratios = [a / b for a, b in zip(values, seconds[name, modes[0]][3:])]
         values = sorted(values)
         row = dict(model=name, mode=mode, ms=statistics.median(values) * 1e3)
         quarter = len(values) // 4
         row["ms from"], row["ms to"] = values[quarter] * 1e3, values[-1 - quarter] * 1e3
         flops = count_conv_flops(build(name), tuple(args.size)) * args.batch / 1e9
         row["ms/GFLOP"] = row["ms"] / flops
-        row["of plain"] = row["ms"] / statistics.median(seconds[name, modes[0]]) / 1e3
+        row[f"of {modes[0]}"] = statistics.median(ratios)  # round by round: the machine drifts
         if args.train:
             row["peak MB"] = peak_memory(run, model, image) / 1e6
-        elif mode != "compiled":
+        elif mode == "compiled":
+            row["first call, s"] = first
+        else:
             with torch.no_grad():
                 row["operators"] = count_operators(run)
         rows.append(row)
@@ -189,7 +194,7 @@ def compare_skipping(args: argparse.Namespace, image: Tensor) -> list[dict]:
             x = image.to(memory_format=torch.channels_last) if mode == "deployed" else image
             with torch.inference_mode(), context():
                 runs = {1: partial(first, x), 2: partial(second, x)}
-                seconds = alternate(runs, args.rounds)
+                seconds = {k: v[3:] for k, v in alternate(runs, args.rounds).items()}
             ratios = sorted(b / a for a, b in zip(seconds[1], seconds[2]))
             quarter = len(ratios) // 4
             rows.append({
