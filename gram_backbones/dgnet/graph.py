@@ -63,6 +63,7 @@ class DynamicGraph(nn.Module):
         block_shortcut: blocks keep their internal shortcuts; False leaves them to the edges, a
             reading of section 3.1 [choice].
         wiring_seed: seed of the random wirings.
+        reads_projected: node 1 reads x_0, not the stage input.
         with_cp: recompute the activations inside each block in the backward pass to save memory.
 
     Attributes:
@@ -92,6 +93,7 @@ class DynamicGraph(nn.Module):
         gate: str = "straight_through",
         block_shortcut: bool = True,
         wiring_seed: int = 0,
+        reads_projected: bool = False,
         with_cp: bool = False,
     ):
         super().__init__()
@@ -112,10 +114,12 @@ class DynamicGraph(nn.Module):
         self.block_shortcut = block_shortcut
         self.with_cp = with_cp
         self.projection = projection
+        self.reads_projected = reads_projected
         self.records: list[list[Tensor]] = []
         self.gates_as_in_training = False  # see training_gate
         self.wiring = wired_edges(edges, n_blocks, wiring_seed)
         self.feeds_others = any(i == 0 and j > 1 for i, j in self.wiring)
+        self.needs_x0 = self.feeds_others or reads_projected
         if edges == "dynamic":
             routers = [nn.Linear(channels, n_blocks + 1 - i) for i in range(n_blocks + 1)]
             for router in routers:
@@ -165,6 +169,7 @@ class DynamicGraph(nn.Module):
         if valid_sizes is not None and len(valid_sizes) != len(x):
             raise ValueError(f"valid_sizes has {len(valid_sizes)} entries for {len(x)} images")
         x0 = self._input_node(x, blocks[0])
+        x = x0 if self.reads_projected else x
         dynamic = self.edges == "dynamic"
         edges = _DynamicEdges(self, valid_sizes) if dynamic else _FixedEdges(self, x)
         as_trained = self.training or self.gates_as_in_training
@@ -203,7 +208,7 @@ class DynamicGraph(nn.Module):
         run: Callable[[Tensor], Tensor] = block
         if parts.adds_shortcut and not self.block_shortcut:
             run = partial(call_with_shortcut, block, shortcut=None)
-        elif parts.projection is not None and j == 1 and self.feeds_others:
+        elif parts.projection is not None and j == 1 and self.needs_x0:
             run = partial(call_with_shortcut, block, shortcut=weighted_sum([x0], weights))
         if self.with_cp and self.training:
             return recompute(block, x, run=run)
@@ -215,7 +220,7 @@ class DynamicGraph(nn.Module):
             return run(self.projection, x)
         projection = parts_of(first).projection
         # Where only node 1 reads the input, its block projects by itself.
-        return x if projection is None or not self.feeds_others else run(projection, x)
+        return x if projection is None or not self.needs_x0 else run(projection, x)
 
     def weigh(self, alpha: Tensor, threshold: Tensor) -> Tensor:
         """Weights of edges with router outputs α ``(B, k)`` and their nodes' τ ``(k,)``."""
@@ -349,12 +354,12 @@ def graph_for(
         require_known_parts(blocks)
     first = parts_of(blocks[0])
     graph = DynamicGraph(len(blocks), channels, **options)
-    changes_shape = in_channels != channels or stride not in (1, (1, 1))
-    if first.projection is None and changes_shape and graph.feeds_others:
+    changes_shape = in_channels != channels or stride not in (1, (1, 1)) or graph.reads_projected
+    if first.projection is None and changes_shape and graph.needs_x0:
         conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
         graph.projection = nn.Sequential(conv, resolve_norm(norm)(channels))
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    elif first.projection is not None and not graph.feeds_others and not graph.block_shortcut:
+    elif first.projection is not None and not graph.needs_x0 and not graph.block_shortcut:
         # It is never used: as a trainable parameter it would break data parallel training.
         first.projection.requires_grad_(False)
     for block in blocks:

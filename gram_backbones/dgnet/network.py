@@ -48,6 +48,9 @@ class _DynamicStages(nn.Module):
                 _place(self, name, block)
             self.block_names[str(index)] = names
             channels, after, stride = _block_shape(blocks[0])
+            project = variant.project_first and index == 0
+            if project:
+                _widen(blocks[0].conv1, after)
             self.graphs[str(index)] = graph_for(
                 blocks,
                 channels,
@@ -55,6 +58,7 @@ class _DynamicStages(nn.Module):
                 stride,
                 norm=norm,
                 with_cp=with_cp,
+                reads_projected=project,
                 **variant.graph_options,
             )
 
@@ -115,6 +119,16 @@ def _block_shape(block: nn.Module) -> tuple[int, int, int]:
     return convs[0].in_channels, convs[-1].out_channels, stride
 
 
+def _widen(conv: nn.Conv2d, in_channels: int) -> None:
+    """Give a convolution another number of input channels and a new start, in place."""
+    if in_channels != conv.in_channels:
+        conv.in_channels = in_channels
+        conv.weight = nn.Parameter(
+            conv.weight.new_empty(conv.out_channels, in_channels, *conv.kernel_size)
+        )
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     """Register a module under a dotted path, with plain containers on the way."""
     *parents, name = path.split(".")
@@ -143,7 +157,7 @@ class DGNet(_DynamicStages, StagedBackbone):
         output_stride: 8 or 16 keep the resolution from that stride on: convolutions of later stages
             are dilated instead. At 32 all stages halve it.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``side_bias``,
-            ``gate``, ``block_shortcut``, ``wiring_seed``.
+            ``gate``, ``block_shortcut``, ``wiring_seed``, ``project_first``.
 
     Raises:
         ValueError: an unknown variant or feature, a ``frozen_stages`` or ``output_stride`` out of

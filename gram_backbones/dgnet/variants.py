@@ -127,6 +127,9 @@ class DGNetVariant(Variant):
         layout: how it is cut into stages.
         edges, router_bias, side_bias, gate, block_shortcut, wiring_seed: see
             :class:`gram_backbones.dgnet.graph.DynamicGraph`.
+        project_first: blocks of a ResNet's first stage all read the stage input projected to its
+            output's width, block 1 too: a reading of Table 1's FLOPs, see docs/dgnet.md. The base
+            network's weights then lack a fitting first convolution.
         preprocessing: preprocessing of the images that the variant is trained on.
 
     Examples:
@@ -144,7 +147,12 @@ class DGNetVariant(Variant):
     gate: str = "straight_through"
     block_shortcut: bool = True
     wiring_seed: int = 0
+    project_first: bool = False
     preprocessing: Preprocessing = IMAGENET_RGB
+
+    def __post_init__(self):
+        if self.project_first and self.layout.kind != "resnet":
+            raise ValueError(f"project_first is for ResNets, not for a {self.layout.kind}")
 
     added = ("graphs.",)  # routers, thresholds, projections
     without_decay = (".thresholds", ".edge_weights")

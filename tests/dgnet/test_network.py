@@ -79,6 +79,33 @@ def test_parameters_and_flops(name):
         assert 0 <= growth < 0.01
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"), (("dgnet_r18", 12.8), ("dgnet_r50", 38.5), ("dgnet_x50", 77.1))
+)
+def test_a_projected_first_stage_has_table_1_s_flops(name, millions):
+    plain, wide = (DGNet(name, num_classes=1000, project_first=wide) for wide in (False, True))
+    more = count_conv_flops(wide) - count_conv_flops(plain)
+    assert more / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize("edges", ("dynamic", "chain"))
+@pytest.mark.parametrize("name", ("dgnet_r18", "dgnet_r50"))
+def test_a_projected_first_stage_learns_whole(name, edges):
+    model = DGNet(name, num_classes=5, project_first=True, edges=edges)
+    x = images()
+    model(x).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    settle(model, 0.3, 0.9)
+    with torch.no_grad():
+        skipping = model(x)
+    torch.testing.assert_close(skipping, model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_only_resnets_have_a_projected_first_stage():
+    with pytest.raises(ValueError, match="project_first is for ResNets, not for a mobilenet_v2"):
+        DGNet("dgnet_mobilenet_v2", project_first=True)
+
+
 def test_the_cifar_network_is_resnet_20():
     """He et al., section 4.2: 20 layers, 0.27 M parameters, shortcuts without parameters."""
     base = base_of("dgnet_cifar_r20")
