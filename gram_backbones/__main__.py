@@ -1,47 +1,6 @@
-"""``python -m gram_backbones configs`` prints the folders of the configs, ``models`` the models.
+"""``python -m gram_backbones``: the command line `gram_backbones.cli`."""
 
-``configs d2`` and ``configs mmdet`` print the folder of one framework, ``env`` versions and devices
-for a bug report.
-"""
-
-import argparse
-from collections.abc import Iterator
-from importlib import import_module
-
-from .config_folders import FRAMEWORKS, config_dirs
-
-# Collectors of versions and devices, in the order of preference.
-_COLLECTORS = (
-    ("detectron2.utils.collect_env", "collect_env_info"),
-    ("mmengine.utils.dl_utils", "collect_env"),
-    ("torch.utils.collect_env", "get_pretty_env_info"),
-)
-
-
-def environment() -> Iterator[str]:
-    """Versions and devices, as the frameworks that are installed collect them."""
-    yield f"gram_backbones {import_module(__package__).__version__}"
-    for module, function in _COLLECTORS:
-        try:
-            found = getattr(import_module(module), function)()
-        except ImportError:
-            continue
-        if isinstance(found, dict):
-            found = "\n".join(f"{key}: {value}" for key, value in found.items())
-        yield f"\n{module}\n{found}"
-
+from .cli import main
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gram_backbones", description=__doc__)
-    parser.add_argument("what", choices=["configs", "env", "models"])
-    parser.add_argument("framework", nargs="?", choices=FRAMEWORKS)
-    args = parser.parse_args()
-    if args.what == "configs":
-        lines = config_dirs([args.framework] if args.framework else FRAMEWORKS)
-    elif args.what == "env":
-        lines = environment()
-    else:
-        from .registry import list_models  # needs torch, which takes seconds to import
-
-        lines = list_models()
-    print("\n".join(map(str, lines)))
+    main()

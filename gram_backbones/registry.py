@@ -8,6 +8,7 @@ from typing import Any
 from .aognet import AOGNet
 from .dgnet import DGNet
 from .staged import StagedBackbone, Variant
+from .suggestions import did_you_mean
 
 _FAMILIES: list[type[StagedBackbone]] = [AOGNet, DGNet]
 
@@ -55,7 +56,9 @@ def find_variant(name: str) -> Variant:
     for family in _FAMILIES:
         if name in family.VARIANTS:
             return family.VARIANTS[name]
-    raise ValueError(f"there is no model named {name!r}; allowed are {list_models()}")
+    known = list_models()
+    meant = did_you_mean(name, known)
+    raise ValueError(f"there is no model named {name!r}{meant}; allowed are {known}")
 
 
 def build_model(

@@ -21,6 +21,7 @@ from .fused import (
 from .layers import freeze
 from .preprocessing import Preprocessing
 from .renaming import Rename
+from .suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,7 +156,10 @@ class StagedBackbone(nn.Module):
         """
         if isinstance(variant, str):
             if variant not in cls.VARIANTS:
-                raise ValueError(f"variant is {variant!r}; allowed are {sorted(cls.VARIANTS)}")
+                meant = did_you_mean(variant, cls.VARIANTS)
+                raise ValueError(
+                    f"variant is {variant!r}{meant}; allowed are {sorted(cls.VARIANTS)}"
+                )
             variant = cast(Row, cls.VARIANTS[variant])  # a family's table has rows of one class
         return replace(variant, **changes)
 

@@ -1,30 +1,7 @@
 #!/usr/bin/env python
-"""Write a network as ONNX or torch.export, with any batch and image size, and check the file.
+"""The command gram-backbones export: see gram_backbones/cli/export.py."""
 
-tools/export.py aognet_12m aognet_12m.onnx --weights best.pth
-tools/export.py dgnet_r50 dgnet_r50.pt2 --num-classes 1000 --deploy
-"""
-
-import argparse
-import sys
-
-from gram_backbones import create_model, list_models
-from gram_backbones.exporting import TOLERANCE, export_network
-from gram_backbones.weights.files import WeightError
+from gram_backbones.cli.export import main
 
 if __name__ == "__main__":
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("model", choices=list_models(), metavar="MODEL", help="its name")
-    parser.add_argument("output", help="FILE.onnx or FILE.pt2")
-    parser.add_argument("--weights", metavar="FILE", help="default: fresh weights")
-    parser.add_argument("--num-classes", type=int, help="of a classifier; default: feature maps")
-    parser.add_argument("--deploy", action="store_true", help="with norms folded in")
-    args = parser.parse_args()
-    kind = {"num_classes": args.num_classes} if args.num_classes else {"features_only": True}
-    try:
-        model = create_model(args.model, weights=args.weights, **kind)
-        error = export_network(model.deploy() if args.deploy else model, args.output)
-    except (FileNotFoundError, ImportError, ValueError, WeightError) as problem:
-        sys.exit(f"export.py: {problem}")
-    print(f"{args.output}: differs from the network by {error:.1e}, allowed {TOLERANCE:.0e}")
+    main()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 from ..registry import find_variant
+from ..suggestions import did_you_mean
 
 AUGMENTATIONS = ("resized_crop", "padded_crop")
 
@@ -200,5 +201,6 @@ def find_recipe(model: str, dataset: str, name: str | None = None) -> Recipe:
                 f"{model} has no default recipe for {dataset}; choose one of {sorted(RECIPES)}"
             )
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe named {name!r}; allowed are {sorted(RECIPES)}")
+        meant = did_you_mean(name, RECIPES)
+        raise ValueError(f"there is no recipe named {name!r}{meant}; allowed are {sorted(RECIPES)}")
     return RECIPES[name]

@@ -45,6 +45,7 @@ class GramCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self._heads = heads
         self._resumes = False
+        self.has_loaded = False  # or was asked to load nothing
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint, or load ``path``."""
@@ -56,6 +57,7 @@ class GramCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """Like Detectron2's, but ``https://`` and ``torchvision://`` go to our reader unchanged."""
+        self.has_loaded = True
         if self._resumes or not path:
             return super().load(path, *args, **kwargs)
         if path.startswith(("https://", "torchvision://")):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+
 from detectron2.config import CfgNode, get_cfg
 
-from ..config_folders import config_dirs
+from ..config_folders import list_configs
+from ..suggestions import did_you_mean
 from .interface import CONFIG_NODES
 
 
@@ -20,6 +24,33 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     # lowest score of an instance to draw.
     if "PICTURES" not in cfg.TEST:
         cfg.TEST.PICTURES = CfgNode({"NUM": 32, "SCORE_THRESH": 0.5})
+    # Log versions, the whole config and the model's modules before training.
+    if "VERBOSE" not in cfg:
+        cfg.VERBOSE = False
+
+
+def merge_config(cfg: CfgNode, file: str, changes: Sequence[str] = ()) -> None:
+    """Merge a file and ``KEY VALUE`` pairs into a config; a misspelt key is told what it may mean.
+
+    Raises:
+        ValueError: there is no such key.
+    """
+    try:
+        cfg.merge_from_file(file)
+        cfg.merge_from_list(list(changes))
+    except (AssertionError, KeyError) as error:
+        found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
+        if not found:
+            raise
+        key = found[1]
+        raise ValueError(f"there is no key {key}{did_you_mean(key, _keys(cfg))}") from None
+
+
+def _keys(cfg: CfgNode) -> Iterator[str]:
+    for name, value in cfg.items():
+        yield name
+        if isinstance(value, CfgNode):
+            yield from (f"{name}.{key}" for key in _keys(value))
 
 
 def get_config_file(name: str) -> str:
@@ -28,10 +59,11 @@ def get_config_file(name: str) -> str:
     Raises:
         ValueError: there is no such config.
     """
-    known = {path.stem: path for folder in config_dirs(["d2"]) for path in folder.glob("*.yaml")}
+    known = list_configs(["d2"])
     name = name.removesuffix(".yaml")
     if name not in known:
-        raise ValueError(f"there is no config named {name!r}; allowed are {sorted(known)}")
+        meant = did_you_mean(name, known)
+        raise ValueError(f"there is no config named {name!r}{meant}; allowed are {sorted(known)}")
     return str(known[name])
 
 

@@ -19,8 +19,8 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..dgnet.gate_report import report_gates
@@ -28,8 +28,10 @@ from ..distributed import end_processes
 from ..fused import deploy
 from ..layers import has_fixed_parts
 from .checkpoint import GramCheckpointer
+from .datasets import check_datasets
 from .pictures import save_pictures
 from .replay import ReseedHook, build_replayable_train_loader, is_replayable
+from .runs import EarlyProgressHook, on_available_device, start_run
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +42,27 @@ class GramTrainer(DefaultTrainer):
     A resumed run ends like one that was not stopped (see `gram_backbones.d2.replay`). This requires
     a ``SEED`` of at least 0 and ``TrainingSampler``; the number of loader workers does not matter.
     Several processes can also train on CPUs.
+
+    The constructor starts the run's log and saves its config (`gram_backbones.d2.runs.start_run`).
+    ``train`` loads ``MODEL.WEIGHTS``, unless ``resume_or_load`` or the checkpointer already did::
+
+        cfg = get_cfg()
+        add_gram_backbones_config(cfg)
+        cfg.merge_from_file(get_config_file("mask_rcnn_aognet40m_fpn_1x"))
+        GramTrainer(cfg).train()
+
+    Raises:
+        FileNotFoundError: files of a data set are missing; the message lists the paths.
+        ValueError: a data set is not registered.
     """
 
     def __init__(self, cfg: CfgNode):
         # Like DefaultTrainer's, except for the checkpointer, which must exist before the hooks, and
         # for device ids, which DDP refuses on CPUs.
         TrainerBase.__init__(self)
-        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
-            setup_logger()  # not called yet: losses and ETA would not be seen
-            setup_logger(name="gram_backbones")
+        check_datasets(self._dataset_names(cfg))
+        cfg = start_run(cfg)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -65,10 +79,37 @@ class GramTrainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def _dataset_names(self, cfg: CfgNode) -> list[str]:
+        """The data sets that the run reads; a subclass's own loaders may read others."""
+
+        def is_stock(*methods: str) -> bool:
+            own, stock = type(self), GramTrainer
+            return all(getattr(own, m).__func__ is getattr(stock, m).__func__ for m in methods)
+
+        train = [*cfg.DATASETS.TRAIN] if is_stock("build_train_loader") else []
+        return [*train, *cfg.DATASETS.TEST] if is_stock("build_test_loader", "test") else train
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The detector; its modules are logged with ``VERBOSE`` only, as they fill many screens."""
+        model = build_model(cfg)
+        if cfg.get("VERBOSE"):
+            logger.info("Model:\n%s", model)
+        return model
+
     def build_hooks(self):
-        """Detectron2's hooks, after one that seeds the randomness of each iteration."""
+        """Detectron2's hooks, one that seeds each iteration, and one for the first lines."""
         reseed = [ReseedHook(self.cfg.SEED)] if is_replayable(self.cfg) else []
-        return reseed + super().build_hooks()
+        early = [EarlyProgressHook(self.max_iter)] if comm.is_main_process() else []
+        # Before Detectron2's own writer, which is the last.
+        *stock, last = super().build_hooks()
+        return [*reseed, *stock, *early, last]
+
+    def train(self):
+        """Load ``MODEL.WEIGHTS`` if nothing has been loaded, and train."""
+        if not self.checkpointer.has_loaded:
+            self.resume_or_load(resume=False)
+        return super().train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint and its position in the data, or load weights."""
@@ -148,7 +189,7 @@ class GramPredictor(DefaultPredictor):
             raise ValueError(
                 "MODEL.WEIGHTS is empty; a predictor needs the file of a trained model"
             )
-        stock = cfg.clone()
+        stock = on_available_device(cfg).clone()
         stock.defrost()
         stock.MODEL.WEIGHTS = ""
         super().__init__(stock)

@@ -1,0 +1,43 @@
+"""Write a network as ONNX or torch.export, with any batch and image size, and check the file.
+
+{prog} aognet_12m aognet_12m.onnx --weights best.pth
+{prog} dgnet_r50 dgnet_r50.pt2 --num-classes 1000 --deploy
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import setup
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = setup.parser_with_examples(__doc__, prog)
+    parser.add_argument("model", metavar="MODEL", help="its name")
+    parser.add_argument("output", help="FILE.onnx or FILE.pt2")
+    parser.add_argument("--weights", metavar="FILE", help="default: fresh weights")
+    parser.add_argument("--num-classes", type=int, help="of a classifier; default: feature maps")
+    parser.add_argument("--deploy", action="store_true", help="with norms folded in")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Export, and print how far the file's outputs are from the network's."""
+    parser = make_parser(prog)
+    args = parser.parse_args(argv)
+    setup.start()
+    setup.check_model(parser, args.model)
+    from ..exporting import TOLERANCE, export_network
+    from ..factory import create_model
+    from ..weights.files import WeightError
+
+    kind = {"num_classes": args.num_classes} if args.num_classes else {"features_only": True}
+    try:
+        model = create_model(args.model, weights=args.weights, **kind)
+        error = export_network(model.deploy() if args.deploy else model, args.output)
+    except (FileNotFoundError, ImportError, ValueError, WeightError) as problem:
+        sys.exit(f"{parser.prog}: {problem}")
+    print(f"{args.output}: differs from the network by {error:.1e}, allowed {TOLERANCE:.0e}")

