@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def on_available_device(cfg: CfgNode) -> CfgNode:
 def start_run(cfg: CfgNode) -> CfgNode:
     """Start a run's log and save its config in ``OUTPUT_DIR``; seed the host.
 
-    Lines go to the terminal, unless a handler of the user's prints them already, and to
+    Lines go to the terminal, unless the user's own handlers take them, and to
     ``OUTPUT_DIR/log.txt``. ``VERBOSE`` adds versions, the whole config and the model's modules. A
     ``SEED`` of at least 0 seeds everything, so call this before the model is built.
 
@@ -86,7 +85,7 @@ def log_to(folder: str) -> None:
         for handler in [h for h in log.handlers if isinstance(h, _RunLog)]:
             log.removeHandler(handler)
             handler.close()
-        if not _prints(log):
+        if not (log.isEnabledFor(logging.INFO) and log.hasHandlers()):  # the user has set up none
             setup_logger(distributed_rank=rank, name=name)
         if file and not _writes(log, file.baseFilename):
             log.addHandler(file)
@@ -102,11 +101,6 @@ class _RunLog(logging.FileHandler):
 
     def format(self, record: logging.LogRecord) -> str:
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
-
-
-def _prints(log: logging.Logger) -> bool:
-    terminals = (sys.stdout, sys.stderr)
-    return any(getattr(handler, "stream", None) in terminals for handler in log.handlers)
 
 
 def _writes(log: logging.Logger, path: str) -> bool:

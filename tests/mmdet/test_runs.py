@@ -21,6 +21,7 @@ import mmdet
 from mmengine.config import Config
 
 from gram_backbones.d2.demo_dataset import CLASSES, make_demo_dataset
+from gram_backbones.mmdet import GramRunner
 from tests.conftest import DATASETS, check_ended_well, needs_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,9 +194,7 @@ def test_resuming_without_a_checkpoint_starts_from_load_from(demo, tmp_path, mon
         def train(self):
             pass
 
-    monkeypatch.setattr(
-        train_mmdet.GramRunner, "from_cfg", lambda cfg: seen.append(cfg) or Runner()
-    )
+    monkeypatch.setattr(GramRunner, "from_cfg", lambda cfg: seen.append(cfg) or Runner())
     train_mmdet.main()
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
     train_mmdet.main()
