@@ -13,6 +13,9 @@ _WARNINGS = {
     "torch.meshgrid: in an upcoming release": UserWarning,
     # MMDetection names an optional package when it is imported; no config of ours uses it.
     "faster_coco_eval is not installed": UserWarning,
+    # MMEngine's drawing, of boxes and masks that reach beyond the image by a rounding.
+    "Warning: The bbox is out of bounds": UserWarning,
+    "Warning: The polygon is out of bounds": UserWarning,
 }
 _LOGGED = (
     # Of torch, where CUDA's compiler is installed but there is no GPU: nothing is compiled.

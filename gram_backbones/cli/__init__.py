@@ -25,6 +25,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train", "train a detector: Detectron2 by a .yaml config, MMDetection by .py"),
     "test": Command("test", "evaluate a trained detector of either framework"),
+    "predict": Command("predict", "draw a trained detector's predictions on images"),
     "train-classifier": Command("classifier", "train or evaluate a classifier"),
     "robustness": Command("robustness", "top-1 of a classifier under one-step FGSM"),
     "convert": Command("convert", "convert a weight file to another naming or layout"),

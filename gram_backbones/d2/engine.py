@@ -189,7 +189,8 @@ class GramPredictor(DefaultPredictor):
             raise ValueError(
                 "MODEL.WEIGHTS is empty; a predictor needs the file of a trained model"
             )
-        stock = on_available_device(cfg).clone()
+        cfg = on_available_device(cfg)
+        stock = cfg.clone()
         stock.defrost()
         stock.MODEL.WEIGHTS = ""
         super().__init__(stock)

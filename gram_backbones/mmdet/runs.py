@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import mmdet
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -19,9 +20,11 @@ from torch import nn
 from ..dgnet.gate_report import report_gates
 from ..fused import deploy
 from ..seeding import MODEL, seed_everything
+from ..upstream_warnings import silence_logger
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, read_weight_file
 from .interface import MMDetInterface
+from .progress import EarlyProgressHook
 from .replay import is_replayable, replayable, resume_line
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -155,6 +158,29 @@ class GramRunner(Runner):
     _resumes = False
     _heads = "exact"
 
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """MMEngine's, without the messages of `gram_backbones.upstream_warnings`."""
+        logger = super().build_logger(*args, **kwargs)
+        silence_logger(logger)
+        return logger
+
+    def register_hooks(self, *args, **kwargs) -> None:
+        """MMEngine's, and one for the first lines of a training."""
+        super().register_hooks(*args, **kwargs)
+        self.register_hook(EarlyProgressHook())
+
+    def get_hooks_info(self) -> str:
+        """The hooks' names; with ``verbose = True`` in the config MMEngine's list by stages."""
+        if self.cfg.get("verbose"):
+            return super().get_hooks_info()
+        return ", ".join(type(hook).__name__ for hook in self.hooks)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        if self.cfg.get("verbose"):
+            return super()._log_env(env_cfg)
+        versions = torch.__version__, mmdet.__version__
+        self.logger.info("torch %s, mmdet %s; log and config go to %s", *versions, self.log_dir)
+
     def train(self) -> nn.Module:
         """Train, and return the model."""
         self._heads = "other_classes"
@@ -224,7 +250,10 @@ class GramRunner(Runner):
         return checkpoint
 
     def _parts(self) -> dict[str, MMDetInterface]:
-        """The detector's networks and stages of ours, by what stands before their tensors."""
-        model = getattr(self.model, "module", self.model)
-        modules = model.named_modules()
-        return {f"{n}." if n else "": m for n, m in modules if isinstance(m, MMDetInterface)}
+        return own_parts(getattr(self.model, "module", self.model))
+
+
+def own_parts(model: nn.Module) -> dict[str, MMDetInterface]:
+    """A detector's networks and stages of ours, by what stands before their tensors."""
+    modules = model.named_modules()
+    return {f"{n}." if n else "": m for n, m in modules if isinstance(m, MMDetInterface)}
