@@ -18,5 +18,5 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     cases: dict[str, str] = {}
     for candidate in known:
         cases.setdefault(candidate.lower(), candidate)
-    close = get_close_matches(str(name).lower(), cases, n=3, cutoff=0.7)
+    close = get_close_matches(str(name).lower(), cases, n=2, cutoff=0.8)
     return f" (did you mean {' or '.join(repr(cases[c]) for c in close)}?)" if close else ""

@@ -69,13 +69,17 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     from ..d2 import add_gram_backbones_config
     from ..d2.config import merge_config
     from ..d2.datasets import check_datasets
+    from ..d2.interface import CONFIG_NODES
     from ..d2.runs import on_available_device
+    from ..registry import find_variant
     from ..weights.files import fetch_file
 
     cfg = get_cfg()
     add_gram_backbones_config(cfg)
     merge_config(cfg, str(find_config(args.config_file, ["d2"])), args.opts)
     cfg = on_available_device(cfg)
+    for node in CONFIG_NODES:
+        find_variant(cfg.MODEL[node].VARIANT)  # raises if there is none
     names = list(cfg.DATASETS.TEST)
     resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:

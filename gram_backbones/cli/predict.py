@@ -116,8 +116,9 @@ def _load_mmdet(config: str, weights: str, deploy: bool) -> Predict:
 
     from ..mmdet.inference import load_detector
 
-    model = load_detector(config, weights, deploy=deploy)
-    visualizer = VISUALIZERS.build(model.cfg.visualizer)
+    model: Any = load_detector(config, weights, deploy=deploy)
+    # Without backends: they keep copies of what is drawn, in a folder of their own.
+    visualizer = VISUALIZERS.build({**model.cfg.visualizer, "vis_backends": None})
     visualizer.dataset_meta = model.dataset_meta
     names = model.dataset_meta.get("classes")
 
@@ -134,9 +135,8 @@ def _load_mmdet(config: str, weights: str, deploy: bool) -> Predict:
 
 
 def _as_plain(boxes: Any, scores: Any, classes: Any, names: Sequence[str] | None) -> dict[str, Any]:
-    found: dict[str, Any] = dict(
-        boxes=boxes.tolist(), scores=scores.tolist(), classes=classes.tolist()
-    )
+    tensors = dict(boxes=boxes, scores=scores, classes=classes)
+    found: dict[str, Any] = {name: tensor.tolist() for name, tensor in tensors.items()}
     if names:
         found["names"] = [names[index] for index in found["classes"]]
     return found

@@ -35,8 +35,7 @@ def load_detector(config: str | Config, weights: str | Path, *, deploy: bool = F
     """
     cfg = Config.fromfile(config) if isinstance(config, str) else config
     file = read_weight_file(weights)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # no file, no classes: both are ours
+    with warnings.catch_warnings(record=True):  # of no file and no classes: both follow here
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
         model = init_detector(cfg, None, device=device)
     dataset = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True})
