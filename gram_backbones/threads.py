@@ -11,6 +11,7 @@ import os
 import sys
 
 VARIABLE = "OMP_NUM_THREADS"
+_CHOSEN = "GRAM_BACKBONES_CHOSEN_THREADS"  # the same number, if it was chosen here
 
 
 def idle_cores(processes: int = 1) -> int:
@@ -50,8 +51,25 @@ def choose_threads(processes: int = 1) -> str | None:
     if VARIABLE in os.environ:
         return None
     threads = idle_cores(processes)
-    os.environ[VARIABLE] = str(threads)
+    os.environ[VARIABLE] = os.environ[_CHOSEN] = str(threads)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     noun = "thread" if threads == 1 else "threads"
     return f"Computing with {threads} {noun} per process on CPUs; {VARIABLE} overrides this."
+
+
+def resume_threads(threads: int | None) -> None:
+    """Go on with the number of threads that a resumed run began with, if it was chosen here.
+
+    Sums on CPUs depend on it in their last bits, and a resumed run shall repeat one that was not
+    stopped.
+
+    Args:
+        threads: the number, or None for a run that did not note it.
+
+    Examples:
+        >>> resume_threads(None)
+    """
+    if threads and VARIABLE in os.environ and os.environ[VARIABLE] == os.environ.get(_CHOSEN):
+        os.environ[VARIABLE] = os.environ[_CHOSEN] = str(threads)
+        sys.modules["torch"].set_num_threads(threads)

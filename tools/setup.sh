@@ -61,7 +61,16 @@ Install one, or name it: PYTHON=/path/to/python3.11 bash tools/setup.sh"
 On Debian and Ubuntu it takes the package python3-venv (or python3.11-venv for that version)."
 }
 
-pip_install() { "$python" -m pip install -qq --disable-pip-version-check "$@"; }
+# pip says nothing while it downloads or compiles.
+pip_install() {
+    local beat status=0
+    while sleep 20 >/dev/null 2>&1; do echo "… still installing, $SECONDS s"; done &
+    beat=$!
+    "$python" -m pip install -qq --disable-pip-version-check "$@" || status=$?
+    kill $beat
+    wait $beat 2>/dev/null || true
+    return $status
+}
 
 install_core() {
     echo "Installing torch, torchvision and the pinned set into $venv; a few GB, minutes on a fast line."

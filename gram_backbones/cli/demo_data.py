@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from collections.abc import Sequence
 
 from . import setup
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     args = parser.parse_args(argv)
     setup.start()
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     from ..d2.demo_dataset import make_demo_dataset
 
     files = make_demo_dataset(args.root, train=args.train, val=args.val, seed=args.seed)

@@ -10,6 +10,7 @@ Some images have a crowd region: many small shapes of one class, annotated as on
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from pycocotools import mask as mask_api
+
+logger = logging.getLogger(__name__)
 
 CLASSES = ("disc", "box", "triangle", "star")
 SIZE = 160  # pixels, width and height of an image
@@ -62,6 +65,8 @@ def make_demo_dataset(
                 annotations.append(
                     {"id": len(annotations) + 1, "image_id": index + 1, **_annotation(instance)}
                 )
+            if (index + 1) % 80 == 0:
+                logger.info("%s: drew %d of %d images", folder, index + 1, count)
         files[split] = root / f"{split}.json"
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
         record = {"images": images, "annotations": annotations, "categories": categories}

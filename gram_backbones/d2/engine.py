@@ -27,6 +27,7 @@ from ..dgnet.gate_report import report_gates
 from ..distributed import end_processes
 from ..fused import deploy
 from ..layers import has_fixed_parts
+from ..threads import resume_threads
 from .checkpoint import GramCheckpointer
 from .datasets import check_datasets
 from .pictures import save_pictures
@@ -134,6 +135,15 @@ class GramTrainer(DefaultTrainer):
                 "the resumed run will differ from one that was not stopped.",
                 type(self).__name__,
             )
+
+    def state_dict(self):
+        """Detectron2's, and the number of threads."""
+        return {**super().state_dict(), "threads": torch.get_num_threads()}
+
+    def load_state_dict(self, state_dict):
+        """Detectron2's; chosen threads go on as they were."""
+        resume_threads(state_dict.get("threads"))
+        super().load_state_dict(state_dict)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):

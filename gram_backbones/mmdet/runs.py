@@ -20,6 +20,7 @@ from torch import nn
 from ..dgnet.gate_report import report_gates
 from ..fused import deploy
 from ..seeding import MODEL, seed_everything
+from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, read_weight_file
@@ -232,10 +233,17 @@ class GramRunner(Runner):
         finally:
             self._resumes = False
 
+    def save_checkpoint(self, *args, meta: dict | None = None, **kwargs) -> None:
+        """MMEngine's, with the number of threads among ``meta``."""
+        meta = {**(meta or {}), "threads": torch.get_num_threads()}
+        super().save_checkpoint(*args, meta=meta, **kwargs)
+
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Fill the detector from a file; see the class."""
         if self._resumes:
-            return super().load_checkpoint(filename, *args, **{**kwargs, "strict": True})
+            checkpoint = super().load_checkpoint(filename, *args, **{**kwargs, "strict": True})
+            resume_threads(checkpoint["meta"].get("threads"))
+            return checkpoint
         model = getattr(self.model, "module", self.model)
         file = read_weight_file(filename)
         found = fit_detector(model.state_dict(), self._parts(), file, heads=self._heads)
