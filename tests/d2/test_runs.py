@@ -1,4 +1,4 @@
-"""A trainer in a script does what the command line does: log, config, seed, weights, first lines."""
+"""A trainer in a script does what the command line does: log, config, seed, weights, progress."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ COLOURS = "\x1b["
 def test_a_script_of_few_lines_logs_saves_and_loads(cfg, tmp_path, monkeypatch):  # noqa: F811
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "start.pth")
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = str(tmp_path / "out"), str(tmp_path / "start.pth")
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.DATASETS.TEST = 4, (), ()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.DATASETS.TEST = 3, (), ()
     cfg.MODEL.DEVICE = "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg.freeze()
@@ -35,11 +35,11 @@ def test_a_script_of_few_lines_logs_saves_and_loads(cfg, tmp_path, monkeypatch):
     assert "running on the CPU" in log and COLOURS not in log and "Model:" not in log
     # The first two iterations, the second with the time left, and the last.
     lines = re.findall(r"events INFO: +(eta: \S+)? +iter: (\d)", log)
-    assert [line[1] for line in lines] == ["0", "1", "3"] and lines[1][0].startswith("eta: 0:00")
+    assert [line[1] for line in lines] == ["0", "1", "2"] and lines[1][0].startswith("eta: 0:00")
     saved = get_cfg()
     gram.add_gram_backbones_config(saved)
     saved.merge_from_file(str(tmp_path / "out/config.yaml"))
-    assert saved.MODEL.DEVICE == "cpu" and saved.SOLVER.MAX_ITER == 4
+    assert saved.MODEL.DEVICE == "cpu" and saved.SOLVER.MAX_ITER == 3
     assert cfg.MODEL.DEVICE == "cuda"  # the script's own is left alone
 
 
@@ -55,13 +55,13 @@ def test_fresh_weights_depend_on_the_seed_alone(cfg):  # noqa: F811
 
 def test_what_was_loaded_is_not_loaded_again(cfg, tmp_path):  # noqa: F811
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "start.pth")
-    cfg.MODEL.WEIGHTS, cfg.SOLVER.MAX_ITER = str(tmp_path / "start.pth"), 0
+    cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = str(tmp_path / "start.pth"), ()
     trainer = gram.GramTrainer(cfg)
     trainer.resume_or_load(resume=False)
     weight = trainer.model.roi_heads.box_head.fc1.weight
     with torch.no_grad():
         weight.fill_(3.0)
-    trainer.cfg.DATASETS.TEST = ()
+    trainer.max_iter = 0
     trainer.train()
     assert weight.eq(3.0).all()
 
@@ -86,7 +86,6 @@ def test_missing_data_is_told_before_anything_is_built(cfg, tmp_path):  # noqa: 
 
 
 def test_verbose_logs_modules_and_a_second_run_has_its_own_file(cfg, tmp_path):  # noqa: F811
-    texts = []
     for name, verbose in (("first", True), ("second", False)):
         cfg.OUTPUT_DIR, cfg.VERBOSE = str(tmp_path / name), verbose
         gram.GramTrainer(cfg)
