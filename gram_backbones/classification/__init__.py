@@ -2,7 +2,7 @@
 
 `recipes` has the hyperparameters, `data` the images, `building` the model and optimiser, `engine`
 the loops, `checkpoint` the files and `processes` the start under torchrun.
-`tools/train_classifier.py` is the command line.
+`gram_backbones.cli.classifier` is the command line.
 """
 
 try:

@@ -99,7 +99,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     """The config with the command line's changes; raises if data is missing."""
     from mmengine.config import Config
 
-    from ..mmdet.runs import check_data, set_data_root
+    from ..mmdet.runs import check_data, check_variant, set_data_root
 
     file = find_config(args.config, ["mmdet"])
     cfg = Config.fromfile(file)
@@ -115,6 +115,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     if args.pictures:
         cfg.default_hooks.visualization = dict(type="PicturesHook", num=args.pictures)
     cfg.verbose = args.verbose or cfg.get("verbose", False)
+    check_variant(cfg)
     check_data(cfg, loaders)
     return cfg
 

@@ -11,6 +11,7 @@ from typing import Any
 import mmdet
 import numpy as np
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import RUNNERS
@@ -87,6 +88,18 @@ def check_data(cfg: Config, loaders: Iterable[str] = LOADERS) -> None:
             f"data set not found; looked at\n{listed}\n"
             "Give the folder that holds annotations/, train2017/ and val2017/: --data-root FOLDER"
         )
+
+
+def check_variant(cfg: Config) -> None:
+    """Make sure that the backbone's variant exists, where the backbone is one of ours.
+
+    Raises:
+        ValueError: there is no such variant.
+    """
+    backbone = cfg.get("model", {}).get("backbone") or {}
+    family = MODELS.get(backbone.get("type", ""))
+    if isinstance(family, type) and issubclass(family, MMDetInterface) and "variant" in backbone:
+        family.find_variant(backbone["variant"])
 
 
 def _datasets(dataset: dict | None) -> Iterator[dict]:

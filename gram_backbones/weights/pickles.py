@@ -26,7 +26,7 @@ def refused_pickle(names: str) -> WeightError:
     """The error for a pickle that needs more than tensors and plain values."""
     return WeightError(
         f"it is a pickle that needs {names}; allowed are tensors and plain values "
-        "(tools/convert_weights.py --allow-pickle converts a file that you trust)"
+        "(gram-backbones convert --allow-pickle converts a file that you trust)"
     )
 
 

@@ -20,6 +20,8 @@ pytest.importorskip("detectron2", reason="its part of the package draws the data
 import mmdet
 from mmengine.config import Config
 
+from gram_backbones import cli
+from gram_backbones.cli import mmdet as mmdet_cli
 from gram_backbones.d2.demo_dataset import CLASSES, make_demo_dataset
 from gram_backbones.mmdet import GramRunner
 from tests.conftest import DATASETS, check_ended_well, needs_coco
@@ -325,3 +327,14 @@ model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))
     assert "iter: 10" in done.stdout and "coco/bbox_mAP" in done.stdout
     assert (tmp_path / "iter_20.pth").is_file()
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
+
+
+def test_misspelt_variants_and_keys_are_told_what_they_may_mean(demo, monkeypatch, capsys):
+    monkeypatch.setattr(GramRunner, "from_cfg", lambda cfg: pytest.fail("it was built"))
+    variant = ("train_cfg.max_epoch=2", "model.backbone.variant=dgnet_r5O")
+    with pytest.raises(SystemExit, match="variant is 'dgnet_r5O' .did you mean 'dgnet_r50'"):
+        cli.main(["train", str(ATSS), "--data-root", str(demo), "--cfg-options", *variant])
+    said = capsys.readouterr().err
+    assert "adds train_cfg.max_epoch to the config (did you mean 'max_epochs'?)" in said
+    with pytest.raises(SystemExit, match="did you mean 'atss_dgnet-r50_fpn_1x_coco'"):
+        mmdet_cli.train(["atss_dgnet-r50_fpn_1x_coc"])
