@@ -73,6 +73,14 @@ def test_the_wheel_ships_all_configs_and_says_where(installed, tmp_path):
         assert files == {p.relative_to(here) for p in here.rglob("*.*") if p.is_file()}
 
 
+def test_the_wheel_installs_the_command_line(installed, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, installed / "bin/gram-backbones", "configs", "--names", "d2"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    check_ended_well(done)
+    assert "mask_rcnn_aognet40m_fpn_1x" in done.stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_the_wheel_builds_and_fills_models_without_a_framework(installed, tmp_path):
     code = """

@@ -96,12 +96,13 @@ def _load_d2(config: str, weights: str, deploy: bool) -> Predict:
     add_gram_backbones_config(cfg)
     merge_config(cfg, config, ["MODEL.WEIGHTS", weights, "TEST.DEPLOY", str(deploy)])
     predictor = GramPredictor(cfg)
-    names = predictor.metadata.get("thing_classes") if cfg.DATASETS.TEST else None
+    metadata = getattr(predictor, "metadata", None)  # of DATASETS.TEST, which may be empty
+    names = metadata.get("thing_classes") if metadata else None
 
     def predict(image: Path, picture: Path, score: float) -> dict[str, Any]:
         pixels = read_image(str(image), "BGR")
         instances = predictor(pixels)["instances"].to("cpu")
-        canvas = Visualizer(pixels[:, :, ::-1], predictor.metadata)
+        canvas = Visualizer(pixels[:, :, ::-1], metadata)
         canvas.draw_instance_predictions(instances[instances.scores >= score]).save(str(picture))
         boxes, scores = instances.pred_boxes.tensor, instances.scores
         return _as_plain(boxes, scores, instances.pred_classes, names)

@@ -1,8 +1,10 @@
 """A trainer in a script does what the command line does: log, config, seed, weights, progress."""
 
+import json
 import logging
 import re
 
+import cv2
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 
 import gram_backbones.d2 as gram
+from gram_backbones import cli
 from gram_backbones.d2 import runs
 from gram_backbones.d2.config import merge_config
 from tests.d2.test_backbones import small_config
@@ -143,3 +146,22 @@ def test_misspelt_keys_are_told_what_they_may_mean(text, changes, meant, tmp_pat
         merge_config(cfg, str(tmp_path / "c.yaml"), changes)
     with pytest.raises(ValueError, match="mask_rcnn_aognet12_fpn_1x' .did you mean 'mask_rcnn_aog"):
         gram.get_config_file("mask_rcnn_aognet12_fpn_1x")
+
+
+def test_predict_draws_every_image_and_writes_what_it_found(cfg, demo, tmp_path, capsys):  # noqa: F811
+    cfg.DATASETS.TEST = ()
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "w.pth")
+    (tmp_path / "c.yaml").write_text(cfg.dump())
+    arguments = [tmp_path / "c.yaml", tmp_path / "w.pth", demo / "val", "--output", tmp_path / "o"]
+    cli.main(["predict", *map(str, arguments), "--score", "0.01"])
+    images = sorted((demo / "val").glob("*.png"))
+    found = json.loads((tmp_path / "o/predictions.json").read_text())
+    assert [*found] == [str(image) for image in images] and len(images) == 4
+    for image in images:
+        assert cv2.imread(str(tmp_path / "o" / image.name)).shape == (160, 160, 3)
+        boxes, scores, classes = (found[str(image)][k] for k in ("boxes", "scores", "classes"))
+        assert len(boxes) == len(scores) == len(classes) > 0
+        assert all(0 <= x <= 160 for box in boxes for x in box) and {*classes} <= {0, 1, 2, 3}
+    assert f"4/4 {images[3]}: " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="there is no weight file"):
+        cli.main(["predict", str(tmp_path / "c.yaml"), "gone.pth", str(demo / "val")])

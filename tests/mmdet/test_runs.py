@@ -338,3 +338,20 @@ def test_misspelt_variants_and_keys_are_told_what_they_may_mean(demo, monkeypatc
     assert "adds train_cfg.max_epoch to the config (did you mean 'max_epochs'?)" in said
     with pytest.raises(SystemExit, match="did you mean 'atss_dgnet-r50_fpn_1x_coco'"):
         mmdet_cli.train(["atss_dgnet-r50_fpn_1x_coc"])
+
+
+@pytest.mark.slow
+def test_predictions_come_from_a_detector_that_is_filled(trained, demo, tmp_path):
+    file, out, _ = trained
+    command = ["-m", "gram_backbones", "predict", file, out / "iter_2.pth", demo / "val2017"]
+    done = run(*command, "--output", tmp_path / "o", "--score", 0.0, "--deploy", cwd=ROOT)
+    check_ended_well(done)
+    found = json.loads((tmp_path / "o/predictions.json").read_text())
+    assert len(found) == len(list((tmp_path / "o").glob("*.png"))) == 4
+    assert {*next(iter(found.values()))["names"]} <= {*CLASSES}
+    bare = {n: v for n, v in weights(out / "iter_2.pth").items() if n.startswith("backbone.")}
+    torch.save({"state_dict": bare}, tmp_path / "bare.pth")
+    command[4] = tmp_path / "bare.pth"
+    done = run(*command, "--output", tmp_path / "o", cwd=ROOT)
+    assert done.returncode == 1 and "missing: neck.lateral_convs" in done.stderr
+    assert "Traceback" not in done.stderr
