@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
 from ..dgnet.gate_report import report_gates
 from ..dgnet.graph import record_connectivity, training_gate
+from ..threads import resume_threads
 from ..weights.fit import load_classifier_weights
 from .building import (
     AMP_DTYPES,
@@ -311,6 +312,7 @@ class Trainer:
             "updates": self.updates,
             "history": self.history,
             "config": config.record(),
+            "threads": torch.get_num_threads(),
         }
         content = {
             "state_dict": ema if averaged else training["model"],
@@ -350,6 +352,7 @@ class Trainer:
         fill_classifier(self.model, content["model"], path)
         if self.ema is not None:
             fill_classifier(self.ema.module, content["ema"], path)
+        resume_threads(content.get("threads"))
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.history = content["history"]
