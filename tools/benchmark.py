@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 import torchvision
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.profiler import profile
 from torchvision.models._utils import IntermediateLayerGetter
@@ -136,11 +136,13 @@ def peak_memory(run: Callable[[], object], model: nn.Module, image: Tensor) -> f
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated()
-    tracker = MemTracker()
-    tracker.track_external(model, image)
-    with tracker:
+    model.zero_grad(set_to_none=True)
+    with profile(profile_memory=True) as events:
         run()
-    return sum(sizes["Total"] for sizes in tracker.get_tracker_snapshot("peak").values())
+    moves = [e for e in events.profiler.kineto_results.events() if e.name() == "[memory]"]
+    moves.sort(key=lambda event: event.start_ns())
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), image))
+    return held + max(accumulate(event.nbytes() for event in moves))
 
 
 def compare(args: argparse.Namespace, image: Tensor) -> list[dict]:
