@@ -281,7 +281,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """
     if not _enabled or not _is_fixed(norm) or not _can_fuse(conv, norm) or is_traced(x):
         return norm(conv(x))
-    options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
     trains = torch.is_grad_enabled() and conv.weight.requires_grad
     if trains and conv.bias is None and not isinstance(conv.padding, str):
         if not torch.is_autocast_enabled(x.device.type):
