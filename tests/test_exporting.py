@@ -17,7 +17,6 @@ KINDS = (
     "dgnet_regnety_600m",
 )
 QUICK = ("aognet_cifar_s_pruned", "dgnet_r18")
-QUICK = ("aognet_cifar_s_pruned", "dgnet_r18")
 
 
 @pytest.mark.parametrize("ending", (".onnx", ".pt2"))
