@@ -22,7 +22,11 @@ TOLERANCE = 1e-4
 
 
 def export_network(
-    model: StagedBackbone, path: str | Path, *, tolerance: float = TOLERANCE
+    model: StagedBackbone,
+    path: str | Path,
+    *,
+    tolerance: float = TOLERANCE,
+    aot_inductor: bool = False,
 ) -> float:
     """Write a network as ``.onnx`` or ``.pt2``, and check the file against the network.
 
@@ -35,6 +39,8 @@ def export_network(
         path: its ending says the format: ``.onnx`` (checked with onnxruntime) or ``.pt2``
             (torch.export).
         tolerance: largest relative error that is allowed.
+        aot_inductor: a ``.pt2`` is a package compiled for this machine by AOTInductor, to be loaded
+            with ``torch._inductor.aoti_load_package``.
 
     Returns:
         The largest relative error found.
@@ -46,11 +52,14 @@ def export_network(
     path = Path(path)
     if path.suffix not in _WRITERS:
         raise ValueError(f"path is {path}; allowed endings are {tuple(_WRITERS)}")
+    if aot_inductor and path.suffix != ".pt2":
+        raise ValueError(f"path is {path}; a package of AOTInductor ends in '.pt2'")
+    write = _write_package if aot_inductor else _WRITERS[path.suffix]
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), replacing(path) as unfinished:
-            run = _WRITERS[path.suffix](model, unfinished)
+            run = write(model, unfinished)
             error = max(_error(model, run, size) for size in _CHECKED)
             if not error <= tolerance:
                 raise ValueError(
@@ -68,6 +77,8 @@ def _images(model: StagedBackbone, size: Sequence[int]) -> Tensor:
     stride = model.size_divisibility
     generator = torch.Generator().manual_seed(batch)
     images = torch.randn(batch, 3, height * stride, width * stride, generator=generator)
+    # Each of another colour: a DG-Net opens other edges for each.
+    images += 1.5 * torch.randn(batch, 3, 1, 1, generator=generator)
     return images.to(place.device, place.dtype)
 
 
@@ -91,9 +102,22 @@ def _dynamic(model: StagedBackbone) -> tuple[dict[int, object], ...]:
     return ({0: torch.export.Dim("batch", min=1), 2: any_size, 3: any_size},)
 
 
-def _write_program(model: StagedBackbone, path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+def _exported(model: StagedBackbone) -> torch.export.ExportedProgram:
     example = (_images(model, _EXAMPLE),)
-    program = torch.export.export(model, example, dynamic_shapes=_dynamic(model))
+    return torch.export.export(model, example, dynamic_shapes=_dynamic(model))
+
+
+def _write_package(model: StagedBackbone, path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    package = path.with_name(path.name + ".pt2")  # the only ending that it takes
+    torch._inductor.aoti_compile_and_package(_exported(model), package_path=str(package))
+    package.replace(path)
+    with path.open("rb") as file:
+        loaded = torch._inductor.aoti_load_package(file)
+    return lambda images: list(_by_name(loaded(images)).values())
+
+
+def _write_program(model: StagedBackbone, path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    program = _exported(model)
     with path.open("wb") as file:
         torch.export.save(program, file)
     with path.open("rb") as file:

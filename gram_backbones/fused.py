@@ -281,8 +281,41 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """
     if not _enabled or not _is_fixed(norm) or not _can_fuse(conv, norm) or is_traced(x):
         return norm(conv(x))
+    options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    trains = torch.is_grad_enabled() and conv.weight.requires_grad
+    if trains and conv.bias is None and not isinstance(conv.padding, str):
+        if not torch.is_autocast_enabled(x.device.type):
+            return _ScaledConv.apply(x, conv.weight, *_scale_and_shift(conv, norm), options)
     weight, bias = _fused(conv, norm, x)
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return F.conv2d(x, weight, bias, *options)
+
+
+class _ScaledConv(torch.autograd.Function):
+    """Convolution with w · scale and a shift, of which autograd keeps w, not the product."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, options) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.options = options
+        return F.conv2d(x, _scaled(weight, scale, x), shift.to(x.dtype), *options)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.options
+        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        product = _scaled(weight, scale, x)
+        for_x, for_product, _ = torch.ops.aten.convolution_backward(
+            grad, x, product, None, stride, padding, dilation, False, [0, 0], groups, mask
+        )
+        for_weight = for_product * scale[:, None, None, None] if mask[1] else None
+        return for_x, for_weight, None, None, None
+
+
+def _scaled(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    product = (weight * scale[:, None, None, None]).to(weight.dtype)
+    return product.contiguous(memory_format=torch.channels_last) if last else product
 
 
 def cut(x: Tensor, start: int, stop: int) -> Tensor:
@@ -387,10 +420,15 @@ def _fused(conv: nn.Conv2d, norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fuse(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     """W' = w · γ/σ and b' = β + (b − μ) · γ/σ, in the dtype of the weight."""
+    scale, bias = _scale_and_shift(conv, norm)
+    weight = conv.weight * scale[:, None, None, None]
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+
+
+def _scale_and_shift(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
+    """Per channel, γ/σ and β + (b − μ) · γ/σ."""
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight
     mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    bias = -mean * scale if norm.bias is None else norm.bias - mean * scale
-    weight = conv.weight * scale[:, None, None, None]
-    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale

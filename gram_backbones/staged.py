@@ -170,7 +170,7 @@ class StagedBackbone(nn.Module):
         strides: dict[str, int],
         out_features: Sequence[str | int] | None,
         num_classes: int | None,
-        output_stride: int,
+        output_stride: int = 32,
     ) -> None:
         """Settle which stages are built and returned, before anything is built.
 

@@ -3,21 +3,30 @@
 import pytest
 import torch
 
-from gram_backbones import create_model, list_models
+from gram_backbones import create_model
 from gram_backbones.exporting import export_network
+from tests.dgnet.open_edges import spread
 from tests.test_fused import filled
 
+# One model of every kind of block; tools/export.py checks the others in the same way.
+KINDS = (
+    "aognet_cifar_s_pruned",
+    "aognet_4m",
+    "dgnet_r18",
+    "dgnet_mobilenet_v2",
+    "dgnet_regnety_600m",
+)
 QUICK = ("aognet_cifar_s_pruned", "dgnet_r18")
 
 
 @pytest.mark.parametrize("ending", (".onnx", ".pt2"))
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in list_models()]
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in KINDS]
 )
 def test_every_network_is_exported_and_checked(name, ending, tmp_path):
     if ending == ".onnx":
         pytest.importorskip("onnxruntime")
-    model = filled(create_model(name, features_only=True))
+    model = spread(filled(create_model(name, features_only=True)))
     assert export_network(model, tmp_path / f"net{ending}") < 1e-4
     assert [file.name for file in tmp_path.iterdir()] == [f"net{ending}"]
     assert model.training
@@ -26,6 +35,14 @@ def test_every_network_is_exported_and_checked(name, ending, tmp_path):
 def test_a_deployed_classifier(tmp_path):
     model = filled(create_model("dgnet_cifar_r20", num_classes=7)).deploy()
     assert export_network(model, tmp_path / "net.pt2") < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("dgnet_cifar_r20", "aognet_cifar_s_pruned"))
+def test_a_package_of_aot_inductor(name, tmp_path):
+    model = spread(filled(create_model(name, features_only=True)))
+    assert export_network(model, tmp_path / "net.pt2", aot_inductor=True) < 1e-4
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
 
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):

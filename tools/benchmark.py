@@ -5,6 +5,7 @@ tools/benchmark.py                                          AOGNets against torc
 tools/benchmark.py --models dgnet_r50 resnet50 --modes plain deployed --size 800 1088
 tools/benchmark.py --train --models aognet_12m --size 512 672
 tools/benchmark.py --skipping                               DG-ResNet-50 with blocks left out
+tools/benchmark.py --growth                                 against image size, N and blocks
 
 Modes: plain is module after module with norms in evaluation mode; frozen is what detectors build,
 with FrozenBN; channels_last is plain on channels-last weights and images; deployed is `deploy()`,
@@ -18,22 +19,25 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.profiler import profile
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from gram_backbones import create_model, list_models
+from gram_backbones import AOGNet, create_model, list_models
 from gram_backbones.flops import count_conv_flops
 from gram_backbones.fused import deploy, unfused
+from gram_backbones.registry import find_variant
 
 MODES = ("plain", "frozen", "channels_last", "deployed", "compiled")
 RESNETS = ("resnet50", "resnet101")
@@ -136,11 +140,13 @@ def peak_memory(run: Callable[[], object], model: nn.Module, image: Tensor) -> f
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated()
-    tracker = MemTracker()
-    tracker.track_external(model, image)
-    with tracker:
+    model.zero_grad(set_to_none=True)
+    with profile(profile_memory=True) as events:
         run()
-    return sum(sizes["Total"] for sizes in tracker.get_tracker_snapshot("peak").values())
+    moves = [e for e in events.profiler.kineto_results.events() if e.name() == "[memory]"]
+    moves.sort(key=lambda event: event.start_ns())
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), image))
+    return held + max(accumulate(event.nbytes() for event in moves))
 
 
 def compare(args: argparse.Namespace, image: Tensor) -> list[dict]:
@@ -207,6 +213,40 @@ def compare_skipping(args: argparse.Namespace, image: Tensor) -> list[dict]:
     return rows
 
 
+def compare_growth(args: argparse.Namespace) -> list[dict]:
+    """Time, memory and operators of one AOGNet against image size, words and blocks.
+
+    The last row of every series has the exponent p that fits figure = c · x^p.
+    """
+    row = find_variant("aognet_12m_released")
+    series = {
+        "side": [(row, side) for side in (320, 512, 800, 1088, 1333)],
+        "words": [(replace(row, words=(n,) * 4, channels=(60, 120, 240, 480, 840)), 512)
+                  for n in (2, 3, 4, 5, 6)],
+        "blocks": [(replace(row, blocks=(n,) * 4), 512) for n in (1, 2, 3, 4)],
+    }  # fmt: skip
+    rows = []
+    for name, cases in series.items():
+        part = []
+        for variant, side in cases:
+            image = torch.randn(1, 3, side, side)
+            model = AOGNet(variant, norm="FrozenBN").eval()
+            with torch.no_grad():
+                seconds = alternate({0: lambda: model(image)}, args.rounds)[0][3:]  # noqa: B023
+                operators = count_operators(lambda: model(image))  # noqa: B023
+            step = peak_memory(lambda: sum(f.mean() for f in model(image).values()).backward(),  # noqa: B023
+                               model, image)  # fmt: skip
+            x = {"side": side, "words": variant.words[0], "blocks": variant.blocks[0]}[name]
+            part.append({"series": name, "x": x, "ms": statistics.median(seconds) * 1e3,
+                         "operators": operators, "step MB": step / 1e6})  # fmt: skip
+        fitted = {}
+        for key in ("ms", "operators", "step MB"):
+            x, y = np.log([(point["x"], point[key]) for point in part]).T
+            fitted[key] = np.polyfit(x, y, 1)[0]
+        rows += [*part, {"series": name, "x": "exponent", **fitted}]
+    return rows
+
+
 def draw(rows: list[dict], file: Path) -> None:
     """A bar for every model and mode."""
     import matplotlib
@@ -233,6 +273,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES[:4]))
     parser.add_argument("--train", action="store_true", help="training steps with fixed norms")
     parser.add_argument("--skipping", action="store_true", help="DG-ResNet-50 against ResNet-50")
+    parser.add_argument("--growth", action="store_true", help="AOGNet-12M against its size")
     parser.add_argument("--deployed", action="store_true", help="with --skipping: both deployed")
     parser.add_argument("--rounds", type=int, default=15, help="default: 15")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 672), metavar=("H", "W"))
@@ -249,12 +290,15 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     image = torch.randn(args.batch, 3, *args.size).to(args.device, dtype)
-    rows = (compare_skipping if args.skipping else compare)(args, image)
+    if args.growth:
+        rows = compare_growth(args)
+    else:
+        rows = (compare_skipping if args.skipping else compare)(args, image)
     threads = f"{torch.get_num_threads()} threads" if args.device == "cpu" else "synchronised"
     shape = " × ".join(map(str, image.shape))
     print(f"torch {torch.__version__}, {args.device}, {threads}, {shape}, {args.dtype}\n")
     print(tabulate(rows, "keys", tablefmt="github", floatfmt=".3g"))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
-    if args.picture and not args.skipping:
+    if args.picture and not (args.skipping or args.growth):
         draw(rows, args.picture)

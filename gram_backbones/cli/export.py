@@ -21,6 +21,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--weights", metavar="FILE", help="default: fresh weights")
     parser.add_argument("--num-classes", type=int, help="of a classifier; default: feature maps")
     parser.add_argument("--deploy", action="store_true", help="with norms folded in")
+    help = "compile a .pt2 for this machine with AOTInductor"
+    parser.add_argument("--aot-inductor", action="store_true", help=help)
     return parser
 
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     kind = {"num_classes": args.num_classes} if args.num_classes else {"features_only": True}
     try:
         model = create_model(args.model, weights=args.weights, **kind)
-        error = export_network(model.deploy() if args.deploy else model, args.output)
+        model = model.deploy() if args.deploy else model
+        error = export_network(model, args.output, aot_inductor=args.aot_inductor)
     except (FileNotFoundError, ImportError, ValueError, WeightError) as problem:
         sys.exit(f"{parser.prog}: {problem}")
     print(f"{args.output}: differs from the network by {error:.1e}, allowed {TOLERANCE:.0e}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class _DynamicStages(nn.Module):
             channels, after, stride = _block_shape(blocks[0])
             project = variant.project_first and index == 0
             if project:
-                _widen(blocks[0].conv1, after)
+                _widen(cast(nn.Conv2d, blocks[0].conv1), after)
             self.graphs[str(index)] = graph_for(
                 blocks,
                 channels,
