@@ -271,11 +271,12 @@ class StagedBackbone(nn.Module):
 
     # Start and freezing
 
-    def start_without(self, names: Sequence[str]) -> None:
-        """Prepare to train from a file that has been loaded and lacked these tensors.
+    def start_without(self, names: Sequence[str]) -> str:
+        """Set tensors that a file which has just been loaded lacked; what was done, for the log.
 
-        Only tensors that :attr:`Variant.added` allows can be lacking. A family may set them here.
+        Only tensors that :attr:`Variant.added` allows can be lacking. The base class does nothing.
         """
+        return ""
 
     def freeze_stages(self, frozen_stages: int) -> None:
         """Freeze the first parts of the network: no gradients, and eval mode even in training.

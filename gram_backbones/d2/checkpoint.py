@@ -79,9 +79,10 @@ class GramCheckpointer(DetectionCheckpointer):
         if file is None:
             _require_all(own, checkpoint["model"])
             return super()._load_model(checkpoint)
-        found = fit_detector(own, _parts(model), file, heads=self._heads)
+        parts = _parts(model)
+        found = fit_detector(own, parts, file, heads=self._heads)
         incompatible = super()._load_model({**checkpoint, "model": dict(found.values)})
-        for level, line in found.report():
+        for level, line in found.after_start(parts).report():
             self.logger.log(level, line)
         return incompatible
 

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import has_fixed_parts
 from ..staged import Variant
-from ..weights.fit import is_counter, load_weights
+from ..weights.fit import is_counter
+from ..weights.loading import load_weights
 from .norm import norm_factory
 
 if TYPE_CHECKING:

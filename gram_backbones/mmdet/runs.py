@@ -216,7 +216,7 @@ class GramRunner(Runner):
         model.load_state_dict(found.values, strict=False)
         for module in self._parts().values():
             module.missing_file = None
-        for level, line in found.report():
+        for level, line in found.after_start(self._parts()).report():
             self.logger.log(level, line)
         self._has_loaded = True
         checkpoint = {"state_dict": model.state_dict()}

@@ -1,7 +1,8 @@
 """Weight files: reading, fitting them strictly to a network, records of published ones."""
 
 from .files import WeightError, WeightFile, read_weight_file
-from .fit import Fit, load_classifier_weights, load_weights
+from .fit import Fit
+from .loading import load_classifier_weights, load_weights
 from .records import WeightRecord, list_weights, weight_source
 
 __all__ = [
