@@ -1,7 +1,8 @@
 """``python -m gram_backbones configs`` prints the folders of the configs, ``models`` the models.
 
-``configs d2`` and ``configs mmdet`` print the folder of one framework, ``env`` versions and devices
-for a bug report.
+``list-weights`` prints the published weights, whose tags ``create_model`` takes, and whether their
+files are here. ``configs d2`` and ``configs mmdet`` print the folder of one framework, ``env``
+versions and devices for a bug report.
 """
 
 import argparse
@@ -31,15 +32,26 @@ def environment() -> Iterator[str]:
         yield f"\n{module}\n{found}"
 
 
+def columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of a table whose columns are as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gram_backbones", description=__doc__)
-    parser.add_argument("what", choices=["configs", "env", "models"])
+    parser.add_argument("what", choices=["configs", "env", "list-weights", "models"])
     parser.add_argument("framework", nargs="?", choices=FRAMEWORKS)
     args = parser.parse_args()
     if args.what == "configs":
         lines = config_dirs([args.framework] if args.framework else FRAMEWORKS)
     elif args.what == "env":
         lines = environment()
+    elif args.what == "list-weights":
+        from .weights.published import weight_table
+
+        lines = columns(weight_table())
     else:
         from .registry import list_models  # needs torch, which takes seconds to import
 

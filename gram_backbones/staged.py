@@ -85,6 +85,10 @@ class Variant:
         """Whether the family's class has an argument of this name."""
         return option in signature(self.network).parameters
 
+    def takes_weights_of(self, row: Variant) -> bool:
+        """Whether published weights of another row's network are for this one's too."""
+        return self == row
+
     def part_of(self, name: str) -> str:
         """The stem, stage or other part that a tensor belongs to."""
         return name.partition(".")[0]

@@ -18,6 +18,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ from .preprocessing import CIFAR_RGB
 from .staged import StagedBackbone, Variant, remove_module
 from .weights.files import WeightFile
 from .weights.fit import fit, is_counter
+from .weights.loading import load_weights
 
 __all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds the functions
 
@@ -350,7 +352,12 @@ def _found(
 
 
 def _create(
-    cls: type[TimmInterface], name: str, pretrained: bool = False, **kwargs: Any
+    cls: type[TimmInterface],
+    name: str,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    accept_license: str | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0
@@ -365,6 +372,8 @@ def _create(
         feature_cfg=dict(feature_cls=_keep_features, out_indices=None),  # all unless asked
         **kwargs,
     )
+    if weights is not None:
+        load_weights(model, weights, accept_license=accept_license)
     return model.to(device=device, dtype=dtype)
 
 
@@ -392,7 +401,10 @@ def _register(name: str, cls: type[TimmInterface]) -> None:
         return _create(cls, name, pretrained, **kwargs)
 
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"The model ``{name}``; arguments: see :class:`TimmInterface`."
+    entry.__doc__ = (
+        f"The model ``{name}``; arguments: see :class:`TimmInterface`, and ``weights`` and "
+        "``accept_license`` as in :func:`gram_backbones.create_model`."
+    )
     globals()[name] = entry
     with warnings.catch_warnings():
         if timm.models.is_model_in_modules(name, __name__.rpartition(".")[2]):  # a reload

@@ -17,7 +17,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="weight file, or https:// address with a hash")
+    parser.add_argument(
+        "source", help="weight file, https:// address with a hash, or tag of list-weights"
+    )
     parser.add_argument("target", help="output file, .safetensors, .pth, .pt or .pkl")
     parser.add_argument(
         "--model", required=True, choices=list_models(), metavar="NAME", help="model of the file"
@@ -33,6 +35,9 @@ def parse_args() -> argparse.Namespace:
         "(default: backbone)",
     )
     parser.add_argument("--licence", help="licence of the weights, for the record")
+    parser.add_argument(
+        "--accept-license", metavar="NAME", help="licence that you accept, to download weights"
+    )
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
@@ -52,6 +57,7 @@ def main() -> None:
             layout=args.layout,
             licence=args.licence,
             allow_pickle=args.allow_pickle,
+            accept_license=args.accept_license,
         )
     except (OSError, ValueError) as error:
         sys.exit(f"convert_weights.py: {error}")

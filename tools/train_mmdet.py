@@ -22,6 +22,7 @@ from gram_backbones.mmdet.runs import (
     set_data_root,
 )
 from gram_backbones.weights.files import WeightError
+from gram_backbones.weights.records import is_published
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +74,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
 
 def check_checkpoint(file: str | None) -> None:
     """Raise FileNotFoundError if a local file does not exist, before anything is built."""
-    if file and "://" not in file and not os.path.isfile(file):
+    if file and "://" not in file and not is_published(file) and not os.path.isfile(file):
         raise FileNotFoundError(f"there is no checkpoint {file}")
 
 

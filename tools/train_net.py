@@ -19,6 +19,7 @@ from gram_backbones.d2 import GramCheckpointer, GramTrainer, add_gram_backbones_
 from gram_backbones.d2.datasets import check_datasets
 from gram_backbones.d2.engine import end_launched_processes
 from gram_backbones.weights.files import WeightError, fetch_file
+from gram_backbones.weights.records import is_published
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,8 +46,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             "--eval-only needs a trained model: append, for instance, MODEL.WEIGHTS model_final.pth"
         )
-    if not resumes and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
-        fetch_file(cfg.MODEL.WEIGHTS)  # raises if there is none
+    weights = "" if resumes else cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not is_published(weights):
+        fetch_file(weights)  # raises if there is none
     check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
     cfg.freeze()
     return cfg

@@ -20,7 +20,8 @@ from ..dgnet.gate_report import report_gates
 from ..fused import deploy
 from ..seeding import MODEL, seed_everything
 from ..weights.detector import fit_detector
-from ..weights.files import WeightError, read_weight_file
+from ..weights.files import WeightError
+from ..weights.published import read_weights
 from .interface import MMDetInterface
 from .replay import is_replayable, replayable, resume_line
 
@@ -211,7 +212,8 @@ class GramRunner(Runner):
         if self._resumes:
             return super().load_checkpoint(filename, *args, **{**kwargs, "strict": True})
         model = getattr(self.model, "module", self.model)
-        file = read_weight_file(filename)
+        variant = next((part.variant for part in self._parts().values()), None)
+        file = read_weights(filename, variant)
         found = fit_detector(model.state_dict(), self._parts(), file, heads=self._heads)
         model.load_state_dict(found.values, strict=False)
         for module in self._parts().values():

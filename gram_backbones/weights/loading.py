@@ -9,14 +9,19 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..fused import is_deployed
-from .files import WeightError, WeightFile, read_weight_file
+from .files import WeightError, WeightFile
 from .fit import Fit, fit, is_counter, network_tensors
+from .published import read_weights
 
 logger = logging.getLogger(__name__)
 
 
 def load_weights(
-    module: nn.Module, source: str | Path | WeightFile | Mapping[str, Tensor], prefix: str = ""
+    module: nn.Module,
+    source: str | Path | WeightFile | Mapping[str, Tensor],
+    prefix: str = "",
+    *,
+    accept_license: str | None = None,
 ) -> Fit:
     """Fill a network, or a C4 detector's stage, from a file or from a state dict.
 
@@ -26,16 +31,21 @@ def load_weights(
 
     Args:
         module: network to fill: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
-        source: path, ``https://`` address with a hash, a file that was read, or a state dict.
+        source: name or tag of :func:`gram_backbones.list_weights`, path, ``https://`` address with
+            a hash, a file that was read, or a state dict.
         prefix: take only tensors whose names begin with this prefix, and strip it.
+        accept_license: name of the licence that the user accepts, for published files that ask for
+            it before they are downloaded. Default: ``GRAM_BACKBONES_ACCEPT_LICENSE`` in the
+            environment.
 
     Returns:
         What was loaded, kept and ignored.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightError: see :func:`gram_backbones.weights.files.read_weight_file` and :func:`fit`; the
-            module is left as it was.
+        WeightError: see :func:`gram_backbones.weights.published.fetch_weights`,
+            :func:`gram_backbones.weights.files.read_weight_file` and
+            :func:`gram_backbones.weights.fit.fit`; the module is left as it was.
 
     Examples:
         >>> from torchvision.models import resnet18
@@ -46,16 +56,18 @@ def load_weights(
         >>> fit.ignored
         ('fc.weight', 'fc.bias')
     """
+    variant, names = network_tensors(module)
     if isinstance(source, Mapping):
         file = WeightFile("the given state dict", source)
+    elif isinstance(source, WeightFile):
+        file = source
     else:
-        file = source if isinstance(source, WeightFile) else read_weight_file(source)
+        file = read_weights(source, variant, accept_license=accept_license)
     if prefix:
         part = {n.removeprefix(prefix): v for n, v in file.tensors.items() if n.startswith(prefix)}
         file = WeightFile(f"{file.source} ({prefix}*)", part, file.record)
     if is_deployed(module):
         raise ValueError("a deployed network takes no weights; load them and deploy again")
-    variant, names = network_tensors(module)
     own = module.state_dict()
     found = fit({whole: own[name] for whole, name in names.items()}, variant, file)
     return _fill(module, names, found)
@@ -92,9 +104,9 @@ def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
         >>> fit.kept, fit.ignored
         ((), ())
     """
-    file = read_weight_file(source)
-    own = model.state_dict()
     variant, names = network_tensors(model)
+    file = read_weights(source, variant)
+    own = model.state_dict()
     found = fit(own, variant, file)
     if len(found.values) < found.wanted:
         name = next(n for n in own if n not in found.values and not is_counter(n))
