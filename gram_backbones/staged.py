@@ -7,6 +7,7 @@ from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from .fused import (
@@ -84,6 +85,12 @@ class Variant:
     def takes(self, option: str) -> bool:
         """Whether the family's class has an argument of this name."""
         return option in signature(self.network).parameters
+
+    def feature_shapes(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Channels and total strides of ``stem`` and every stage, by name, shallow to deep."""
+        with torch.device("meta"):
+            network = self.build()
+        return network.feature_channels, network.feature_strides
 
     def takes_weights_of(self, row: Variant) -> bool:
         """Whether published weights of another row's network are for this one's too."""
@@ -166,8 +173,8 @@ class StagedBackbone(nn.Module):
     def _plan_features(
         self,
         variant: Variant,
-        channels: dict[str, int],
-        strides: dict[str, int],
+        channels: Mapping[str, int],
+        strides: Mapping[str, int],
         out_features: Sequence[str | int] | None,
         num_classes: int | None,
         output_stride: int,

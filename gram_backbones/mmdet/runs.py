@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from ..seeding import MODEL, seed_everything
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError
 from ..weights.published import read_weights
+from .channels import fill_channels
 from .interface import MMDetInterface
 from .replay import is_replayable, replayable, resume_line
 
@@ -155,6 +157,14 @@ class GramRunner(Runner):
     _train_dataloader: Any
     _resumes = False
     _heads = "exact"
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Runner:
+        """MMEngine's; ``in_channels="auto"`` is filled, also in the config that the run writes."""
+        cfg = copy.deepcopy(cfg)
+        if isinstance(cfg["model"], dict):
+            cfg["model"] = fill_channels(cfg["model"])
+        return super().from_cfg(cfg)
 
     def train(self) -> nn.Module:
         """Train, and return the model."""
