@@ -177,7 +177,7 @@ class StagedBackbone(nn.Module):
         strides: Mapping[str, int],
         out_features: Sequence[str | int] | None,
         num_classes: int | None,
-        output_stride: int,
+        output_stride: int = 32,
     ) -> None:
         """Settle which stages are built and returned, before anything is built.
 

@@ -103,10 +103,20 @@ def tarred(mode="w:gz", **files):
     return buffer.getvalue()
 
 
+def legacy(file):
+    """As training scripts of those days wrote it: with the rest of the run and a prefix."""
+    content, buffer = torch.load(io.BytesIO(file), weights_only=True), io.BytesIO()
+    state = {f"module.{name}": value for name, value in content["state_dict"].items()}
+    content = {"epoch": 120, "arch": "aognet", "state_dict": state, "best_prec1": torch.tensor(1.0)}
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
 PACKED = {
     "zip": lambda file: zipped(model_pth=file, readme=b"by the authors"),
     "tar": lambda file: tarred(model_pth=file, readme=b"by the authors"),
     "bare": bytes,
+    "tar of a file from before torch 1.6": lambda file: tarred("w", model_pth=legacy(file)),
 }
 
 
