@@ -3,7 +3,7 @@ from .aognet import AOGNet, AOGNetVariant
 from .dgnet import DGNet, DGNetVariant, record_connectivity
 from .factory import create_model
 from .grammar import build_graph
-from .registry import list_models
+from .registry import feature_info, list_models
 from .weights import list_weights, load_weights
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "DGNetVariant",
     "build_graph",
     "create_model",
+    "feature_info",
     "list_models",
     "list_weights",
     "load_weights",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .registry import build_model
 from .staged import StagedBackbone
-from .weights import load_weights, weight_source
+from .weights import load_weights
 
 
 def create_model(
@@ -14,7 +15,8 @@ def create_model(
     *,
     num_classes: int = 1000,
     features_only: bool = False,
-    weights: str | None = None,
+    weights: str | Path | None = None,
+    accept_license: str | None = None,
     **kwargs: Any,
 ) -> StagedBackbone:
     """Build a model, with fresh weights or with weights from a file.
@@ -27,6 +29,8 @@ def create_model(
         weights: None, or what fills the model: a name or tag of ``list_weights()``, a path, or an
             ``https://`` address with a hash. A classifier for another number of classes keeps its
             fresh weights.
+        accept_license: see :func:`gram_backbones.load_weights`; ``"research only"`` for the files
+            of AOGNet's authors.
         kwargs: passed to the network, for instance ``out_features``, ``norm``, ``with_cp``.
 
     Raises:
@@ -45,5 +49,5 @@ def create_model(
     """
     model = build_model(name, num_classes=num_classes, features_only=features_only, **kwargs)
     if weights is not None:
-        load_weights(model, weight_source(name, weights))
+        load_weights(model, weights, accept_license=accept_license)
     return model

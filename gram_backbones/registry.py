@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, NamedTuple
 
 from .aognet import AOGNet
 from .dgnet import DGNet
@@ -59,6 +59,41 @@ def find_variant(name: str) -> Variant:
     known = list_models()
     meant = did_you_mean(name, known)
     raise ValueError(f"there is no model named {name!r}{meant}; allowed are {known}")
+
+
+class FeatureInfo(NamedTuple):
+    """What a feature map is like.
+
+    Attributes:
+        channels: of the map.
+        stride: pixels of the image per pixel of the map, at the default output stride.
+    """
+
+    channels: int
+    stride: int
+
+
+def feature_info(name: str) -> dict[str, FeatureInfo]:
+    """Channels and strides of a model's features, without building its weights.
+
+    Args:
+        name: one of :func:`list_models`.
+
+    Returns:
+        By name, from ``stem`` to the last stage. Features by index leave the stem out: index 0 is
+        ``res2``.
+
+    Raises:
+        ValueError: unknown name.
+
+    Examples:
+        >>> feature_info("aognet_12m_released")["res5"]
+        FeatureInfo(channels=824, stride=32)
+        >>> [info.channels for info in feature_info("dgnet_r50").values()]
+        [64, 256, 512, 1024, 2048]
+    """
+    channels, strides = find_variant(name).feature_shapes()
+    return {feature: FeatureInfo(channels[feature], strides[feature]) for feature in channels}
 
 
 def build_model(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from .fused import (
@@ -85,6 +86,16 @@ class Variant:
     def takes(self, option: str) -> bool:
         """Whether the family's class has an argument of this name."""
         return option in signature(self.network).parameters
+
+    def feature_shapes(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Channels and total strides of ``stem`` and every stage, by name, shallow to deep."""
+        with torch.device("meta"):
+            network = self.build()
+        return network.feature_channels, network.feature_strides
+
+    def takes_weights_of(self, row: Variant) -> bool:
+        """Whether published weights of another row's network are for this one's too."""
+        return self == row
 
     def part_of(self, name: str) -> str:
         """The stem, stage or other part that a tensor belongs to."""
@@ -166,8 +177,8 @@ class StagedBackbone(nn.Module):
     def _plan_features(
         self,
         variant: Variant,
-        channels: dict[str, int],
-        strides: dict[str, int],
+        channels: Mapping[str, int],
+        strides: Mapping[str, int],
         out_features: Sequence[str | int] | None,
         num_classes: int | None,
         output_stride: int = 32,
@@ -275,11 +286,12 @@ class StagedBackbone(nn.Module):
 
     # Start and freezing
 
-    def start_without(self, names: Sequence[str]) -> None:
-        """Prepare to train from a file that has been loaded and lacked these tensors.
+    def start_without(self, names: Sequence[str]) -> str:
+        """Set tensors that a file which has just been loaded lacked; what was done, for the log.
 
-        Only tensors that :attr:`Variant.added` allows can be lacking. A family may set them here.
+        Only tensors that :attr:`Variant.added` allows can be lacking. The base class does nothing.
         """
+        return ""
 
     def freeze_stages(self, frozen_stages: int) -> None:
         """Freeze the first parts of the network: no gradients, and eval mode even in training.

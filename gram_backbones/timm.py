@@ -13,10 +13,12 @@ interchangeable.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -39,9 +41,12 @@ from .fused import fast_format, format_of, run_all
 from .preprocessing import CIFAR_RGB
 from .staged import StagedBackbone, Variant, remove_module
 from .weights.files import WeightFile
-from .weights.fit import fit
+from .weights.fit import fit, is_counter
+from .weights.loading import load_weights
 
 __all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds the functions
+
+logger = logging.getLogger(__name__)
 
 
 class TimmInterface(StagedBackbone):
@@ -233,6 +238,21 @@ class TimmInterface(StagedBackbone):
 
     # Training
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Torch's; strict, it also takes other known names, as timm's ``checkpoint_path`` needs.
+
+        Raises:
+            WeightError: tensors are missing under all known names.
+        """
+        own = self.state_dict()
+        if strict and not all(name in state_dict or is_counter(name) for name in own):
+            state_dict = _found(state_dict, own, self)
+            # BN's counters may be missing. Torch reports a classifier of another size.
+            state_dict = {**{n: v for n, v in own.items() if is_counter(n)}, **state_dict}
+        return super().load_state_dict(state_dict, strict, assign)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass to save memory."""
         for module in self.modules():
@@ -312,12 +332,32 @@ def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tens
     name = f"{cfg['first_conv']}.weight"
     channels, (out, _, *kernel) = cfg["input_size"][0], own[name].shape
     own[name] = own[name].new_empty(out, channels, *kernel)
+    return _found(state, own, model)
+
+
+def _found(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: TimmInterface
+) -> dict[str, Tensor]:
+    """The model's tensors, under any known names, and what it starts without where there is none.
+
+    Raises:
+        WeightError: see :func:`gram_backbones.weights.fit`.
+    """
     found = fit(own, model.variant, WeightFile("the file of pretrained weights", state))
-    return {**{kept: own[kept] for kept in found.kept}, **found.values}
+    found = found.after_start(model)
+    for level, line in found.report():
+        logger.log(level, line)
+    started = model.state_dict()
+    return {**{kept: started[kept] for kept in found.kept}, **found.values}
 
 
 def _create(
-    cls: type[TimmInterface], name: str, pretrained: bool = False, **kwargs: Any
+    cls: type[TimmInterface],
+    name: str,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    accept_license: str | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0
@@ -332,6 +372,8 @@ def _create(
         feature_cfg=dict(feature_cls=_keep_features, out_indices=None),  # all unless asked
         **kwargs,
     )
+    if weights is not None:
+        load_weights(model, weights, accept_license=accept_license)
     return model.to(device=device, dtype=dtype)
 
 
@@ -359,7 +401,10 @@ def _register(name: str, cls: type[TimmInterface]) -> None:
         return _create(cls, name, pretrained, **kwargs)
 
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"The model ``{name}``; arguments: see :class:`TimmInterface`."
+    entry.__doc__ = (
+        f"The model ``{name}``; arguments: see :class:`TimmInterface`, and ``weights`` and "
+        "``accept_license`` as in :func:`gram_backbones.create_model`."
+    )
     globals()[name] = entry
     with warnings.catch_warnings():
         if timm.models.is_model_in_modules(name, __name__.rpartition(".")[2]):  # a reload

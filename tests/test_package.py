@@ -100,6 +100,15 @@ check()
     assert Path(run_without_frameworks(code, installed, tmp_path).strip()).is_relative_to(installed)
 
 
+def test_list_weights_prints_a_table_without_a_framework(installed, tmp_path):
+    told = run_without_frameworks("run('list-weights'); check()", installed, tmp_path)
+    head, *rows = told.splitlines()
+    assert head.split() == ["model", "tag", "top-1", "licence", "size", "from", "here"]
+    assert len(rows) == len(gram_backbones.list_weights())
+    row = next(row for row in rows if row.startswith("aognet_12m_released  authors_mixup"))
+    assert "78.37" in row and "research only" in row and "47 MB" in row
+
+
 def test_env_prints_versions_without_a_framework(installed, tmp_path):
     told = run_without_frameworks("run('env'); check()", installed, tmp_path)
     assert told.startswith(f"gram_backbones {gram_backbones.__version__}\n")

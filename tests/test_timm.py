@@ -376,13 +376,19 @@ def test_a_file_of_one_s_own_fills_the_model(name, tmp_path):
     torch.testing.assert_close(grey.state_dict()[f"{conv}.weight"], summed)
 
 
-def test_a_base_network_s_file_leaves_the_routers_at_their_start(tmp_path):
-    base = models.resnet18()
-    torch.save(base.state_dict(), tmp_path / "w.pth")
-    model = from_file("dgnet_r18", tmp_path / "w.pth")
-    assert torch.equal(model.layer4[1].conv2.weight, base.layer4[1].conv2.weight)
-    assert torch.equal(model.fc.weight, base.fc.weight)
-    assert set(model.graphs["0"].routers[0].bias.tolist()) == {3.0, -3.0}
+def test_a_base_network_s_file_starts_the_model_as_it(tmp_path):
+    base, path = models.resnet18(), str(tmp_path / "w.pth")
+    torch.save(base.state_dict(), path)
+    for model, bias in (
+        (from_file("dgnet_r18", path), 9),
+        (timm.create_model("dgnet_r18", checkpoint_path=path), 9),
+        (timm.create_model("dgnet_r18", checkpoint_path=path, start_as_base=False), 3),
+    ):
+        assert torch.equal(model.layer4[1].conv2.weight, base.layer4[1].conv2.weight)
+        assert torch.equal(model.fc.weight, base.fc.weight)
+        assert set(model.graphs["0"].routers[0].bias.tolist()) == {bias, -bias}
+    with pytest.raises(RuntimeError, match="fc.weight"):  # torch's, as for a file of its own names
+        timm.create_model("dgnet_r18", checkpoint_path=path, num_classes=3)
 
 
 @pytest.mark.parametrize("arguments", (dict(num_classes=3), dict(features_only=True)))

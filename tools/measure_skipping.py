@@ -26,7 +26,7 @@ from gram_backbones.classification.recipes import find_recipe
 from gram_backbones.dgnet.connectivity import dynamic_stages, summarise
 from gram_backbones.dgnet.graph import DynamicGraph, training_gate
 from gram_backbones.flops import count_conv_flops
-from gram_backbones.weights.fit import load_classifier_weights
+from gram_backbones.weights.loading import load_classifier_weights
 
 
 def print_stage(name: str, graph: DynamicGraph, matrices: Tensor) -> None:

@@ -385,8 +385,7 @@ class AOGNet(StagedBackbone):
     ):
         super().__init__()
         variant = self.find_variant(variant)
-        strides = variant.strides
-        channels = dict(zip(strides, variant.channels))
+        channels, strides = variant.feature_shapes()
         self._plan_features(variant, channels, strides, out_features, num_classes, output_stride)
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1

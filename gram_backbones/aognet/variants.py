@@ -87,6 +87,10 @@ class AOGNetVariant(Variant):
         stages = {name: first << i for i, name in enumerate(FEATURES[1 : len(self.words) + 1])}
         return {"stem": first, **stages}
 
+    def feature_shapes(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Channels and total strides of the stem and of every stage, as the row says."""
+        return dict(zip(self.strides, self.channels)), self.strides
+
     def graph(self, stage: int) -> AndOrGraph:
         """The And-Or graph of one stage's blocks (``stage`` counts from 0)."""
         return build_graph(

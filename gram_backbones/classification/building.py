@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..registry import build_model, find_variant
 from ..staged import StagedBackbone
-from ..weights.fit import load_weights
 from .recipes import Recipe
 
 # Arguments of a model that follow from the data.
@@ -118,19 +116,6 @@ def build_classifier(
             f"image_size is {recipe.image_size}; {name} needs at least {model.size_divisibility}"
         )
     return model
-
-
-def load_start(model: StagedBackbone, source: str | Path) -> None:
-    """Start a classifier from a file, and as its family says where the file lacks tensors.
-
-    Args:
-        model: network to fill. If the number of classes differs, it keeps its own classifier.
-        source: see :func:`gram_backbones.load_weights`.
-
-    Raises:
-        FileNotFoundError, WeightError: see :func:`gram_backbones.load_weights`.
-    """
-    model.start_without(load_weights(model, source).kept)
 
 
 def _start_as_goyal(model: nn.Module) -> None:

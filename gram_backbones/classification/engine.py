@@ -21,14 +21,13 @@ from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
 from ..dgnet.gate_report import report_gates
 from ..dgnet.graph import record_connectivity, training_gate
 from ..threads import resume_threads
-from ..weights.fit import load_classifier_weights
+from ..weights.loading import load_classifier_weights, load_weights
 from .building import (
     AMP_DTYPES,
     RunConfig,
     build_classifier,
     build_optimizer,
     build_scheduler,
-    load_start,
 )
 from .checkpoint import describe, fill_classifier, read_checkpoint, write_checkpoint, write_metrics
 from .data import count_images, evaluation_loader, training_loader
@@ -84,7 +83,7 @@ class Evaluation:
 
     Raises:
         FileNotFoundError, WeightError: see
-            :func:`gram_backbones.weights.fit.load_classifier_weights`.
+            :func:`gram_backbones.weights.loading.load_classifier_weights`.
     """
 
     def __init__(
@@ -188,7 +187,7 @@ class Trainer:
         seed_everything(config.seed)
         self.model = build_classifier(config.model, config.num_classes, recipe, config.model_kwargs)
         if config.weights and not self.resumes:
-            load_start(self.model, config.weights)
+            load_weights(self.model, config.weights)
         self.model.to(device)
         self.preprocessing = self.model.variant.preprocessing
         self.optimizer = build_optimizer(self.model, recipe, config.peak_lr)

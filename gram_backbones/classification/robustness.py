@@ -28,7 +28,7 @@ except ImportError as error:
 
 from ..preprocessing import Preprocessing
 from ..registry import build_model
-from ..weights.fit import load_classifier_weights
+from ..weights.loading import load_classifier_weights
 from .data import open_folder
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "export": Command("export", "write a network as ONNX or with torch.export"),
     "cost": Command("cost", "parameters and FLOPs of models"),
     "configs": Command("configs", "folders or names of the shipped configs"),
+    "list-weights": Command("weights", "published weights, and which are here"),
     "models": Command("models", "names of all models"),
     "env": Command("env", "versions and devices, for a bug report"),
     "demo-data": Command("demo_data", "render the demo's data set"),

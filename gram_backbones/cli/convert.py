@@ -21,7 +21,9 @@ NAMINGS = ("own", "authors", "torchvision", "timm", "detectron2")
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = setup.parser_with_examples(__doc__, prog)
-    parser.add_argument("source", help="weight file, or https:// address with a hash")
+    parser.add_argument(
+        "source", help="weight file, https:// address with a hash, or tag of list-weights"
+    )
     parser.add_argument("target", help="output file, .safetensors, .pth, .pt or .pkl")
     parser.add_argument("--model", required=True, metavar="NAME", help="model of the file")
     parser.add_argument(
@@ -35,6 +37,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "(default: backbone)",
     )
     parser.add_argument("--licence", help="licence of the weights, for the record")
+    parser.add_argument(
+        "--accept-license", metavar="NAME", help="licence that you accept, to download weights"
+    )
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
@@ -60,6 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             layout=args.layout,
             licence=args.licence,
             allow_pickle=args.allow_pickle,
+            accept_license=args.accept_license,
         )
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")

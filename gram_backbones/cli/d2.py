@@ -73,6 +73,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     from ..d2.runs import on_available_device
     from ..registry import find_variant
     from ..weights.files import fetch_file
+    from ..weights.records import is_published
 
     cfg = get_cfg()
     add_gram_backbones_config(cfg)
@@ -86,8 +87,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             "--eval-only needs a trained model: append, for instance, MODEL.WEIGHTS model_final.pth"
         )
-    if not resumes and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
-        fetch_file(cfg.MODEL.WEIGHTS)  # raises if there is none
+    weights = "" if resumes else cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not is_published(weights):
+        fetch_file(weights)  # raises if there is none
     check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
     cfg.freeze()
     return cfg

@@ -148,7 +148,9 @@ def _misspelt(cfg: Config, changes: dict) -> list[str]:
 
 def check_checkpoint(file: str | None) -> None:
     """Raise FileNotFoundError if a local file does not exist, before anything is built."""
-    if file and "://" not in file and not os.path.isfile(file):
+    from ..weights.records import is_published
+
+    if file and "://" not in file and not is_published(file) and not os.path.isfile(file):
         raise FileNotFoundError(f"there is no checkpoint {file}")
 
 

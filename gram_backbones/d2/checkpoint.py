@@ -9,9 +9,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from ..staged import Variant
 from ..weights.detector import fit_detector, is_required
-from ..weights.files import WeightError, fetch_file, read_weight_file
+from ..weights.files import WeightError, fetch_file
 from ..weights.fit import match
+from ..weights.published import read_weights
+from ..weights.records import is_published
 from .roi_heads import GramRes5ROIHeads
 
 
@@ -30,6 +33,7 @@ class GramCheckpointer(DetectionCheckpointer):
         model, save_dir, checkpointables: see Detectron2's class.
         heads: which tensors outside the backbone are required: ``"optional"``, or ``"exact"`` for
             evaluation and prediction (see :func:`gram_backbones.weights.detector.fit_detector`).
+        accept_license: see :func:`gram_backbones.load_weights`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,10 +44,17 @@ class GramCheckpointer(DetectionCheckpointer):
     model: nn.Module
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, heads: str = "optional", **checkpointables
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        heads: str = "optional",
+        accept_license: str | None = None,
+        **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self._heads = heads
+        self._accept_license = accept_license
         self._resumes = False
         self.has_loaded = False  # or was asked to load nothing
 
@@ -56,11 +67,11 @@ class GramCheckpointer(DetectionCheckpointer):
             self._resumes = False
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
-        """Like Detectron2's, but ``https://`` and ``torchvision://`` go to our reader unchanged."""
+        """Like Detectron2's, but addresses and published names go to our reader unchanged."""
         self.has_loaded = True
         if self._resumes or not path:
             return super().load(path, *args, **kwargs)
-        if path.startswith(("https://", "torchvision://")):
+        if path.startswith(("https://", "torchvision://")) or is_published(path):
             self._load_model(self._load_file(path))
             return {}
         if "://" not in path:
@@ -71,7 +82,10 @@ class GramCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._resumes:
             return super()._load_file(filename)
-        file = read_weight_file(filename)
+        parts = _parts(getattr(self.model, "module", self.model)).values()
+        variants = (getattr(part, "variant", None) for part in parts)
+        variant = next((row for row in variants if isinstance(row, Variant)), None)
+        file = read_weights(filename, variant, accept_license=self._accept_license)
         return {"model": dict(file.tensors), "__file__": file}
 
     def _load_model(self, checkpoint: dict[str, Any]):
@@ -81,9 +95,10 @@ class GramCheckpointer(DetectionCheckpointer):
         if file is None:
             _require_all(own, checkpoint["model"])
             return super()._load_model(checkpoint)
-        found = fit_detector(own, _parts(model), file, heads=self._heads)
+        parts = _parts(model)
+        found = fit_detector(own, parts, file, heads=self._heads)
         incompatible = super()._load_model({**checkpoint, "model": dict(found.values)})
-        for level, line in found.report():
+        for level, line in found.after_start(parts).report():
             self.logger.log(level, line)
         return incompatible
 

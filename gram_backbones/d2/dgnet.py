@@ -24,9 +24,9 @@ CONFIG = CfgNode(
         "WIRING_SEED": 0,
         "WITH_CP": False,
         "OUTPUT_STRIDE": 32,  # or 8, 16: later stages are dilated; RES5_DILATION 2 is 16
-        # Start near the base network, for its pretrained weights, so that routers still learn;
+        # Start near the base network: None once its weights are loaded, True at once, False never.
         # ROUTER_BIAS and SIDE_BIAS then have no effect.
-        "START_AS_BASE": False,
+        "START_AS_BASE": None,
     }
 )
 
@@ -48,13 +48,17 @@ def variant_from_config(cfg: CfgNode) -> DGNetVariant:
     return DGNet.find_variant(node.VARIANT, **options)
 
 
+def _starts_as_base(node: CfgNode) -> bool | None:
+    return node.START_AS_BASE if node.EDGES == "dynamic" else False
+
+
 def _build_last_stage(cfg: CfgNode) -> DGStage:
     node = cfg.MODEL.DGNET
     return DGStage(
         variant_from_config(cfg),
         norm=norm_factory(node.NORM),
         with_cp=node.WITH_CP,
-        start_as_base=node.START_AS_BASE and node.EDGES == "dynamic",
+        start_as_base=_starts_as_base(node),
     )
 
 
@@ -68,7 +72,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec) -> DGNetBackbone:
         out_features=node.OUT_FEATURES,
         norm=node.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        start_as_base=node.START_AS_BASE and node.EDGES == "dynamic",
+        start_as_base=_starts_as_base(node),
         with_cp=node.WITH_CP,
         output_stride=node.OUTPUT_STRIDE,
     )

@@ -171,6 +171,10 @@ class DGNetVariant(Variant):
         """Arguments of every stage's :class:`gram_backbones.dgnet.graph.DynamicGraph`."""
         return {name: getattr(self, name) for name in GRAPH_OPTIONS}
 
+    def takes_weights_of(self, row: Variant) -> bool:
+        """Whether the base network is the same; its weights have no edges."""
+        return isinstance(row, DGNetVariant) and (self.base, self.layout) == (row.base, row.layout)
+
     def place_of(self, feature: str) -> str:
         """Nothing: a stage's tensors keep the base network's names."""
         return ""

@@ -15,6 +15,7 @@ except ImportError as error:
     ) from error
 
 from .aognet import AOGNetBackbone, AOGNetStage
+from .channels import fill_channels
 from .detectors import GramATSS, GramFasterRCNN, GramMaskRCNN, ValidSizesMixin
 from .dgnet import DGNetBackbone, DGNetStage
 from .pictures import PicturesHook
@@ -31,4 +32,5 @@ __all__ = [
     "GramRunner",
     "PicturesHook",
     "ValidSizesMixin",
+    "fill_channels",
 ]

@@ -12,6 +12,7 @@ from mmdet.structures import DetDataSample
 from torch import Tensor
 
 from ..dgnet.image_sizes import ImageSizes
+from .channels import fill_channels
 
 
 class ValidSizesMixin(BaseDetector):
@@ -23,13 +24,15 @@ class ValidSizesMixin(BaseDetector):
         class MyDetector(ValidSizesMixin, TOOD):
             pass
 
+    ``in_channels="auto"`` of necks and heads is filled, see `gram_backbones.mmdet.channels`.
+
     Backbones other than DG-Net run as usual. ``loss``, ``predict`` and the tensor mode pass image
     sizes. ``extract_feat`` alone, which some semi-supervised detectors call for their teacher, has
     no sizes, so routers then pool the whole padded images.
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **fill_channels(kwargs))
         self._image_sizes = ImageSizes(self.backbone)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Any, *args, **kwargs) -> dict:

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import has_fixed_parts
 from ..staged import Variant
-from ..weights.fit import is_counter, load_weights
+from ..weights.fit import is_counter
+from ..weights.loading import load_weights
 from .norm import norm_factory
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class MMDetInterface(BaseModule):
         """Apply ``init_cfg``; ``type='Pretrained'`` fills every tensor, or nothing.
 
         MMEngine's own ``PretrainedInit`` returns normally if no name fits. ``checkpoint`` is the
-        file. ``prefix`` (optional) is a prefix of the tensor names in it.
+        file, or a name or tag of ``list_weights()``. Optional are ``prefix``, a prefix of the
+        tensor names in it, and ``accept_license``, see :func:`gram_backbones.load_weights`.
 
         MMEngine initialises before it resumes, and a resumed run must work without the file. If the
         file does not exist, the first forward pass raises FileNotFoundError, unless a checkpoint
@@ -109,7 +111,8 @@ class MMDetInterface(BaseModule):
         """Load a file, which must fill every tensor, and return whether it exists."""
         prefix = f"{cfg['prefix'].rstrip('.')}." if cfg.get("prefix") else ""
         try:
-            found = load_weights(self, cfg["checkpoint"], prefix)
+            accepted = cfg.get("accept_license")
+            found = load_weights(self, cfg["checkpoint"], prefix, accept_license=accepted)
         except FileNotFoundError as error:
             self.missing_file = str(error)
             print_log(f"{error}: only a resumed run works without it", "current", level=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,9 @@ from ..seeding import MODEL, seed_everything
 from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
 from ..weights.detector import fit_detector
-from ..weights.files import WeightError, read_weight_file
+from ..weights.files import WeightError
+from ..weights.published import read_weights
+from .channels import fill_channels
 from .interface import MMDetInterface
 from .progress import EarlyProgressHook
 from .replay import is_replayable, replayable, resume_line
@@ -195,6 +198,14 @@ class GramRunner(Runner):
         versions = torch.__version__, mmdet.__version__
         self.logger.info("torch %s, mmdet %s; log and config go to %s", *versions, self.log_dir)
 
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Runner:
+        """MMEngine's; ``in_channels="auto"`` is filled, also in the config that the run writes."""
+        cfg = copy.deepcopy(cfg)
+        if isinstance(cfg["model"], dict):
+            cfg["model"] = fill_channels(cfg["model"])
+        return super().from_cfg(cfg)
+
     def train(self) -> nn.Module:
         """Train, and return the model."""
         self._heads = "other_classes"
@@ -258,12 +269,13 @@ class GramRunner(Runner):
             resume_threads(checkpoint["meta"].get("threads"))
             return checkpoint
         model = getattr(self.model, "module", self.model)
-        file = read_weight_file(filename)
+        variant = next((part.variant for part in self._parts().values()), None)
+        file = read_weights(filename, variant)
         found = fit_detector(model.state_dict(), self._parts(), file, heads=self._heads)
         model.load_state_dict(found.values, strict=False)
         for module in self._parts().values():
             module.missing_file = None
-        for level, line in found.report():
+        for level, line in found.after_start(self._parts()).report():
             self.logger.log(level, line)
         self._has_loaded = True
         checkpoint = {"state_dict": model.state_dict()}

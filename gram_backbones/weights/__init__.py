@@ -1,8 +1,10 @@
 """Weight files: reading, fitting them strictly to a network, records of published ones."""
 
 from .files import WeightError, WeightFile, read_weight_file
-from .fit import Fit, load_classifier_weights, load_weights
-from .records import WeightRecord, list_weights, weight_source
+from .fit import Fit
+from .loading import load_classifier_weights, load_weights
+from .published import read_weights
+from .records import WeightRecord, list_weights
 
 __all__ = [
     "Fit",
@@ -13,5 +15,5 @@ __all__ = [
     "load_classifier_weights",
     "load_weights",
     "read_weight_file",
-    "weight_source",
+    "read_weights",
 ]

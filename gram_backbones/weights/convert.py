@@ -13,13 +13,13 @@ from ..staged import StagedBackbone
 from .files import (
     WeightError,
     WeightFile,
-    fetch_file,
     file_hash,
     read_weight_file,
     write_weight_file,
 )
 from .fit import fit
 from .names import C4_HEADS, find_names, name_in_head
+from .published import fetch_weights
 from .records import find_by_hash
 
 
@@ -49,11 +49,12 @@ def convert_weights(
     layout: str = "backbone",
     licence: str | None = None,
     allow_pickle: bool = False,
+    accept_license: str | None = None,
 ) -> dict[str, str]:
     """Read a weight file of any known kind and write it in another naming, layout or format.
 
     Args:
-        source: path or ``https://`` address.
+        source: name or tag of ``list_weights()``, path, or ``https://`` address.
         target: ``.safetensors``, ``.pth``, ``.pt``, or Detectron2's ``.pkl``.
         model: one of ``list_models()``.
         names: one of ``NAMINGS``; the layouts of detectors take only ``"own"``.
@@ -61,6 +62,7 @@ def convert_weights(
             FPN or C4, as the frameworks' own loaders read it.
         licence: of the weights. Default: the licence in the source's record, or in ``WEIGHTS``.
         allow_pickle: let a pickle run arbitrary code; for trusted files only.
+        accept_license: see :func:`gram_backbones.load_weights`.
 
     Returns:
         The record that was written with the tensors.
@@ -86,7 +88,8 @@ def convert_weights(
     """
     if not Path(target).absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {Path(target).absolute().parent}")
-    file = read_weight_file(source, allow_pickle=allow_pickle)
+    path = fetch_weights(source, find_variant(model), accept_license=accept_license)
+    file = read_weight_file(path, allow_pickle=allow_pickle)
     network = _network_for(model, file)
     values = fit(network.state_dict(), network.variant, file).values
     tensors = _arranged(network, values, model, names, layout)
@@ -94,7 +97,7 @@ def convert_weights(
         "model": model,
         "names": names,
         "layout": layout,
-        **_origin(network, file, source, licence),
+        **_origin(network, file, path, licence),
     }
     write_weight_file(target, tensors, record, _LAYOUTS[layout].key)
     return record
@@ -134,17 +137,17 @@ def _arranged(
 
 
 def _origin(
-    network: StagedBackbone, file: WeightFile, source: str, licence: str | None
+    network: StagedBackbone, file: WeightFile, source: Path, licence: str | None
 ) -> dict[str, str]:
     """What a record says of the source: its hash, its images, its licence, its top-1 if known."""
-    images, digest = network.variant.preprocessing, file_hash(fetch_file(source))
+    images, digest = network.variant.preprocessing, file_hash(source)
     known = find_by_hash(digest)
     published = {"licence": known.licence, "top1": str(known.top1)} if known else {}
     said = {**published, **file.record}
     if licence is None:
         licence = said.get("licence", "unknown: ask the author of the source")
     origin = {
-        "source": Path(str(source)).name,
+        "source": source.name,
         "source_sha256": digest,
         "mean": said.get("mean", str(images.mean)),
         "std": said.get("std", str(images.std)),

@@ -34,6 +34,7 @@ class DetectorFit:
         heads: number of tensors of neck and heads among ``values``.
         resized: tensors for another number of classes, which keep their initial values.
         others: names in the file that the detector does not have.
+        roots: per network, the prefixes of its parts in the detector.
     """
 
     source: str
@@ -42,6 +43,15 @@ class DetectorFit:
     heads: int
     resized: tuple[str, ...]
     others: tuple[str, ...]
+    roots: tuple[tuple[str, ...], ...] = ()
+
+    def after_start(self, parts: Mapping[str, nn.Module]) -> DetectorFit:
+        """Let networks that were just filled set what the file lacked; ``parts`` as in the fit."""
+        fits = [
+            found.after_start(*(parts[root] for root in roots))
+            for found, roots in zip(self.networks, self.roots, strict=True)
+        ]
+        return replace(self, networks=tuple(fits))
 
     def report(self) -> list[tuple[int, str]]:
         """Levels and lines to log: how many tensors were loaded, and what was not used."""
@@ -137,7 +147,15 @@ def fit_detector(
     values |= rest
     ignored = [tuple(n for n in found.ignored if n not in taken) for found in fits]
     fits = [replace(found, ignored=i, others=()) for found, i in zip(fits, ignored, strict=True)]
-    return DetectorFit(file.source, values, tuple(fits), len(rest), tuple(resized), tuple(others))
+    return DetectorFit(
+        file.source,
+        values,
+        tuple(fits),
+        len(rest),
+        tuple(resized),
+        tuple(others),
+        tuple(tuple(network.roots) for network in networks),
+    )
 
 
 def _networks(parts: Mapping[str, nn.Module]) -> list[_Network]:

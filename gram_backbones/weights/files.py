@@ -243,27 +243,43 @@ def fetch_file(source: str | Path) -> Path:
         if not os.path.isfile(path):  # also False if access is denied
             raise FileNotFoundError(f"there is no weight file {path}")
         return Path(path)
-    parts = urlsplit(str(source))
-    if parts.scheme != "https":
-        raise WeightError(f"cannot read {source}: allowed are paths and https:// addresses")
-    named = re.search(r"-([0-9a-f]{8,64})\.\w+$", parts.path)
-    given = re.fullmatch(r"sha256=([0-9a-f]{8,64})", parts.fragment)
-    stated = given or named
-    wanted = stated[1] if stated else None
-    if wanted is None:
-        raise WeightError(
-            f"cannot read {source}: it has no hash to check. Append #sha256=<the file's SHA-256>"
-        )
-    folder = Path(torch.hub.get_dir()) / "gram_backbones"
-    path = folder / f"{wanted[:16]}-{Path(parts.path).name}"
+    wanted, path = _hash_of(str(source)), cached_file(str(source))
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _download(str(source).partition("#")[0], path, wanted)
     if not file_hash(path).startswith(wanted):
         raise WeightError(
             f"{path} was changed: its SHA-256 does not begin with {wanted}. Delete the file"
         )
     return path
+
+
+def cache_folder() -> Path:
+    """Where downloaded files are kept: ``gram_backbones`` below torch hub's folder."""
+    return Path(torch.hub.get_dir()) / "gram_backbones"
+
+
+def cached_file(address: str) -> Path:
+    """Where the file of an ``https://`` address is kept once it is downloaded.
+
+    Raises:
+        WeightError: the address has no hash or another scheme.
+    """
+    return cache_folder() / f"{_hash_of(address)[:16]}-{Path(urlsplit(address).path).name}"
+
+
+def _hash_of(address: str) -> str:
+    """The SHA-256, or its first digits, that an address states."""
+    parts = urlsplit(address)
+    if parts.scheme != "https":
+        raise WeightError(f"cannot read {address}: allowed are paths and https:// addresses")
+    named = re.search(r"-([0-9a-f]{8,64})\.\w+$", parts.path)
+    given = re.fullmatch(r"sha256=([0-9a-f]{8,64})", parts.fragment)
+    if stated := given or named:
+        return stated[1]
+    raise WeightError(
+        f"cannot read {address}: it has no hash to check. Append #sha256=<the file's SHA-256>"
+    )
 
 
 def _download(address: str, path: Path, wanted: str) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from ..fused import is_deployed
 from ..registry import find_variant, list_models
 from ..staged import Variant
-from .files import WeightError, WeightFile, read_weight_file
+from .files import WeightError, WeightFile
 from .names import find_names, meta_tensors
 
 __all__ = [
@@ -20,12 +19,15 @@ __all__ = [
     "WeightError",
     "fit",
     "fitting_models",
-    "load_classifier_weights",
-    "load_weights",
     "network_tensors",
 ]
 
-logger = logging.getLogger(__name__)
+
+@runtime_checkable
+class _Starts(Protocol):
+    """A module that can set tensors which a file lacked, see :class:`StagedBackbone`."""
+
+    def start_without(self, names: Sequence[str]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Fit:
         ignored: names in the file of the classifier and of stages that are not built.
         others: names in the file of a detector's parts outside the backbone.
         warnings: reasons why the file may be wrong although it fits.
+        start: what the network did about the tensors in ``kept``; empty where nothing.
 
     Examples:
         >>> from gram_backbones import AOGNet, load_weights
@@ -60,17 +63,27 @@ class Fit:
     ignored: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    start: str = ""
+
+    def after_start(self, *modules: nn.Module) -> Fit:
+        """Let modules that were just filled set what the file lacked, and say what they did."""
+        done = [m.start_without(self.kept) for m in modules if isinstance(m, _Starts)]
+        return replace(self, start=next(filter(None, done), ""))
 
     def report(self) -> list[tuple[int, str]]:
         """Levels and lines to log: how many tensors were loaded, and what was not used."""
         lines = [f"loaded {len(self.values)} of {self.wanted} tensors from {self.source}"]
         for names, what in (
-            (self.kept, "not in this kind of file, initial values kept"),
+            (
+                self.kept,
+                "not in this kind of file" + ("" if self.start else ", initial values kept"),
+            ),
             (self.ignored, "in the file but not used (classifier, or stages that are not built)"),
             (self.others, "in the file but not used (outside the backbone)"),
         ):
             if names:
                 lines.append(f"{what}: {shorten(names)}")
+        lines += [self.start] if self.start else []
         warnings = [f"check {self.source}: {warning}" for warning in self.warnings]
         return [(logging.INFO, line) for line in lines] + [(logging.WARNING, w) for w in warnings]
 
@@ -264,100 +277,6 @@ def network_tensors(module: nn.Module) -> tuple[Variant, dict[str, str]]:
         )
     place = getattr(module, "place", "")
     return variant, {place + name: name for name in module.state_dict()}
-
-
-def load_weights(
-    module: nn.Module, source: str | Path | WeightFile | Mapping[str, Tensor], prefix: str = ""
-) -> Fit:
-    """Fill a network, or a C4 detector's stage, from a file or from a state dict.
-
-    Tensors may have the names of this project or either naming of the AOGNet authors; for DG-Net,
-    also the names of its base network in torchvision, timm or Detectron2. The file may hold the
-    network alone, or a Detectron2 or MMDetection detector that contains it.
-
-    Args:
-        module: network to fill: an ``AOGNet``, ``DGNet``, ``AOGStage`` or ``DGStage``.
-        source: path, ``https://`` address with a hash, a file that was read, or a state dict.
-        prefix: take only tensors whose names begin with this prefix, and strip it.
-
-    Returns:
-        What was loaded, kept and ignored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        WeightError: see :func:`gram_backbones.weights.files.read_weight_file` and :func:`fit`; the
-            module is left as it was.
-
-    Examples:
-        >>> from torchvision.models import resnet18
-        >>> from gram_backbones import DGNet
-        >>> fit = load_weights(DGNet("dgnet_r18"), resnet18().state_dict())
-        >>> len(fit.values) == fit.wanted
-        True
-        >>> fit.ignored
-        ('fc.weight', 'fc.bias')
-    """
-    if isinstance(source, Mapping):
-        file = WeightFile("the given state dict", source)
-    else:
-        file = source if isinstance(source, WeightFile) else read_weight_file(source)
-    if prefix:
-        part = {n.removeprefix(prefix): v for n, v in file.tensors.items() if n.startswith(prefix)}
-        file = WeightFile(f"{file.source} ({prefix}*)", part, file.record)
-    if is_deployed(module):
-        raise ValueError("a deployed network takes no weights; load them and deploy again")
-    variant, names = network_tensors(module)
-    own = module.state_dict()
-    found = fit({whole: own[name] for whole, name in names.items()}, variant, file)
-    return _fill(module, names, found)
-
-
-def _fill(module: nn.Module, names: Mapping[str, str], found: Fit) -> Fit:
-    module.load_state_dict({names[n]: v for n, v in found.values.items()}, strict=False)
-    for level, line in found.report():
-        logger.log(level, line)
-    return found
-
-
-def load_classifier_weights(model: nn.Module, source: str | Path) -> Fit:
-    """Fill every tensor of a classifier from a file.
-
-    Args:
-        model: an ``AOGNet`` or ``DGNet`` with ``num_classes``.
-        source: see :func:`load_weights`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        WeightError: see :func:`load_weights`; or the file's classifier has another number of
-            classes, or the file is of a DG-Net's base network. The model is left as it was.
-
-    Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
-        >>> from gram_backbones import AOGNet
-        >>> model = AOGNet("aognet_4m", num_classes=10)
-        >>> with TemporaryDirectory() as folder:
-        ...     torch.save(model.state_dict(), f"{folder}/aognet_4m.pth")
-        ...     fit = load_classifier_weights(model, f"{folder}/aognet_4m.pth")
-        >>> fit.kept, fit.ignored
-        ((), ())
-    """
-    file = read_weight_file(source)
-    own = model.state_dict()
-    variant, names = network_tensors(model)
-    found = fit(own, variant, file)
-    if len(found.values) < found.wanted:
-        name = next(n for n in own if n not in found.values and not is_counter(n))
-        theirs = len(next(file.tensors[n] for n in found.ignored))
-        raise WeightError(
-            f"the classifier in {source} has {theirs} classes, but the images have {len(own[name])}"
-        )
-    if found.kept:
-        raise WeightError(
-            f"{source} holds only the base network; a trained model is needed, which also has "
-            f"{found.kept[0]}"
-        )
-    return _fill(model, names, found)
 
 
 def describe_tensor(value: Tensor) -> str:

@@ -154,7 +154,7 @@ def test_a_run_starts_from_the_base_network_s_weights(tool, monkeypatch, few, tm
         if name.endswith("weight"):
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
     bias = state["graphs.0.routers.0.bias"]
-    assert bias.tolist() == pytest.approx([7, -7, -7, -7], abs=1e-3)  # start_as_base
+    assert bias.tolist() == pytest.approx([9, -9, -9, -9], abs=1e-3)  # start_as_base
     call(tool, monkeypatch, *arguments(few, tmp_path / "dynamic", "--lr", 1e-9, *more, "--resume"))
     (tmp_path / "base.pth").unlink()
     said = refused(tool, monkeypatch, *arguments(few, tmp_path / "none", *more))

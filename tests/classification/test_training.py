@@ -33,7 +33,7 @@ from gram_backbones.classification.processes import Processes
 from gram_backbones.classification.recipes import RECIPES, find_recipe
 from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
 from gram_backbones.weights.files import write_weight_file
-from gram_backbones.weights.fit import load_weights
+from gram_backbones.weights.loading import load_weights
 from tests.conftest import check_ended_well
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,6 +16,7 @@ from torchvision import models
 import gram_backbones.d2 as gram
 from gram_backbones import record_connectivity
 from gram_backbones.dgnet import VARIANTS, DGStage
+from gram_backbones.dgnet.graph import dynamic_graphs
 from gram_backbones.dgnet.rewire import rewire
 from tests.conftest import DATASETS, check_ended_well, needs_coco
 from tests.d2.test_backbones import _event_storage, sample  # noqa: F401 (the fixture applies here too)
@@ -135,7 +136,9 @@ def test_a_torchvision_checkpoint_starts_the_detector(name, tmp_path, caplog):
     model = build_model(cfg)
     with caplog.at_level("INFO"):
         gram.GramCheckpointer(model).load(str(tmp_path / "resnet18.pth"))
-    assert "tensors from" in caplog.text and "initial values kept" in caplog.text
+    assert "tensors from" in caplog.text and "routers and thresholds start near it" in caplog.text
+    biases = [graph.routers[0].bias for graph in dynamic_graphs(model).values()]
+    assert len(biases) == 4 and all(set(bias.tolist()) == {9, -9} for bias in biases)
     state = model.state_dict()
     c4 = "c4" in name
     last = "roi_heads.res5" if c4 else "backbone.bottom_up"

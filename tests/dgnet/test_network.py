@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.io import ImageReadMode, read_image
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.transforms.functional import resize
 
 from gram_backbones import DGNet, create_model, list_models, load_weights, record_connectivity
 from gram_backbones.dgnet import VARIANTS, DGNetVariant, DGStage
@@ -15,6 +17,8 @@ from gram_backbones.dgnet.rewire import rewire
 from gram_backbones.dgnet.variants import RESNET
 from gram_backbones.dgnet.wiring import EDGES
 from gram_backbones.flops import count_conv_flops, count_parameters
+from gram_backbones.preprocessing import IMAGENET_RGB
+from tests.conftest import DATASETS, needs_coco
 
 # spec: parameters of the base network and of DG-Net, classifier included
 TABLE = {
@@ -161,18 +165,40 @@ def test_a_base_network_s_file_names_what_is_missing_and_changes_nothing():
 
 def test_a_trainable_start_is_near_the_base_and_has_gradients():
     base = settle(models.resnet18()).eval()
-    model = create_model("dgnet_r18").eval()
-    load_weights(model, base.state_dict())
     x = images(2, 64)
-    with torch.no_grad():
-        far = (model(x) - base(x)).norm() / base(x).norm()
-        model.start_as_base()
-        near = (model(x) - base(x)).norm() / base(x).norm()
-    assert near < 0.01 < far
+    model = create_model("dgnet_r18", start_as_base=False).eval()
+    assert not load_weights(model, base.state_dict()).start
+    assert _deviation(model, base, x) > 0.01
+    model = create_model("dgnet_r18").eval()
+    assert "start near it" in load_weights(model, base.state_dict()).start
+    assert _deviation(model, base, x) < 0.01
     model(x).square().sum().backward()
     for graph in model.graphs.values():
         assert graph.thresholds.grad.abs().min() > 0
         assert all(router.bias.grad.abs().min() > 0 for router in graph.routers)
+
+
+def _deviation(model, base, x):
+    with torch.no_grad():
+        return (model(x) - base(x)).norm() / base(x).norm()
+
+
+@needs_coco
+@pytest.mark.slow
+def test_torchvision_s_weights_give_torchvision_s_logits_on_photographs(tmp_path):
+    base = models.resnet50()
+    for module in base.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_RGB.mean, IMAGENET_RGB.std))
+    files = sorted((DATASETS / "coco/val2017").glob("*.jpg"))[:12]
+    photographs = [read_image(str(file), ImageReadMode.RGB) for file in files]
+    x = torch.stack([(resize(image, [224, 224]) - mean) / std for image in photographs])
+    with torch.no_grad():
+        base.train()(x)
+    torch.save(base.eval().state_dict(), tmp_path / "resnet50.pth")
+    model = create_model("dgnet_r50", num_classes=1000, weights=str(tmp_path / "resnet50.pth"))
+    assert _deviation(model.eval(), base, x) < 0.01
 
 
 # Every mode at both batch sizes on a small network; on the real ones what differs between them.

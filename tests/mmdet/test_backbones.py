@@ -253,14 +253,15 @@ def test_pretrained_weights_fill_the_shared_head(type_, layout, tmp_path):
     assert all(torch.equal(value, part[name]) for name, value in stage.state_dict().items())
 
 
-def test_a_base_network_s_weights_leave_the_routers_alone(tmp_path):
+@pytest.mark.parametrize(("start_as_base", "biases"), ((None, {9, -9}), (False, {3, -3})))
+def test_a_base_network_s_weights_start_the_backbone_as_it(tmp_path, start_as_base, biases):
     base = models.resnet18()
     torch.save(base.state_dict(), tmp_path / "w.pth")
     init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "w.pth"))
-    backbone = tiny("DGNet", init_cfg=init_cfg, start_as_base=True)
+    backbone = tiny("DGNet", init_cfg=init_cfg, start_as_base=start_as_base)
     backbone.init_weights()
     assert torch.equal(backbone.layer4[1].conv2.weight, base.layer4[1].conv2.weight)
-    assert set(backbone.graphs["0"].routers[0].bias.tolist()) == {7.0, -7.0}  # start_as_base
+    assert set(backbone.graphs["0"].routers[0].bias.tolist()) == biases
 
 
 @pytest.mark.grid

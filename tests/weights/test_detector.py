@@ -180,7 +180,8 @@ def test_a_detector_on_the_base_network_starts_one_on_a_dgnet(tmp_path, caplog):
     runner.logger.addHandler(caplog.handler)  # MMEngine's loggers stand alone
     with caplog.at_level(logging.INFO):
         runner.load_checkpoint(str(tmp_path / "trained.pth"))
-    assert "initial values kept" in caplog.text and "not used" not in caplog.text
+    assert "start near it" in caplog.text and "not used" not in caplog.text
+    assert set(model.backbone.graphs["0"].routers[0].bias.tolist()) == {9, -9}
     assert len(model(torch.randn(1, 3, 64, 64))) == 4
     own = model.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in source.state_dict().items())

@@ -28,7 +28,8 @@ from gram_backbones.weights.files import (
     file_hash,
     read_weight_file,
 )
-from gram_backbones.weights.names import find_names
+from gram_backbones.weights.names import find_names, meta_tensors
+from gram_backbones.weights.published import ACCEPT
 from gram_backbones.weights.records import WEIGHTS
 from tests.conftest import check_ended_well
 
@@ -279,16 +280,21 @@ def test_the_zoo_s_licence_goes_with_its_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", list_weights())
-def test_records_name_a_model_a_hash_a_licence_and_the_accuracy(name):
+def test_records_name_a_model_a_hash_a_licence_and_the_accuracy(name, tmp_path, monkeypatch):
     record = WEIGHTS[name]
     assert record.model in list_models() and name.startswith(f"{record.model}.")
-    assert record.licence and record.origin and 60 < record.top1 < 85
-    if record.url is None:
-        assert record.licence == "research only"
-        with pytest.raises(WeightError, match="research only"):
+    assert record.licence and record.origin and record.url.startswith("https://")
+    assert 60 < record.top1 < 85 if record.top1 else record.tag == "authors_v1"
+    if record.restricted:
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setattr(torch.hub, "_hub_dir", None)
+        monkeypatch.delenv(ACCEPT, raising=False)
+        with pytest.raises(WeightError, match="its licence is 'research only'"):
             create_model(record.model, weights=name)
+        tensors = meta_tensors(find_variant(record.model)).values()
+        assert record.size == round(sum(tensor.nbytes for tensor in tensors) / 2**20)
     else:
-        assert record.url.startswith("https://") and record.sha256 in record.url
+        assert record.sha256 in record.url and record.size > 1
 
 
 def test_create_model_with_weights(tmp_path):
