@@ -8,6 +8,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
+from torch.fx import GraphModule, Tracer
 
 from .fused import (
     deploy,
@@ -268,6 +269,19 @@ class StagedBackbone(nn.Module):
     def deploy(self) -> Self:
         """A copy for inference, see :func:`gram_backbones.fused.deploy`."""
         return cast("Self", deploy(self))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles: the network as torch.fx traces it.
+
+        Its mode, training or evaluation, is that of the network now.
+        """
+        graph = Tracer().trace(self)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                node.type = Tensor  # in place of the annotation, a string
+                if not node.users:  # DG-Net's sizes of images
+                    graph.erase_node(node)
+        return GraphModule(self, graph)
 
     # Start and freezing
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fused import run_all, sequential_chains
-from ..layers import Norm, resolve_norm
+from ..layers import Norm, resolve_norm, stochastic_depth
 from ..staged import StagedBackbone, remove_module
 from .blocks import block_parts, parts_of
 from .dilation import dilate_stages
@@ -35,12 +35,14 @@ class _DynamicStages(nn.Module):
         norm: Norm,
         with_cp: bool,
         output_stride: int = 32,
+        drop_path: float = 0.0,
     ) -> None:
         self.layout = variant.layout
         self.output_stride = output_stride
         dilate_stages(variant.layout, network, output_stride)
         self.graphs = nn.ModuleDict()
         self.block_names: dict[str, list[str]] = {}
+        every = [name for stage in variant.layout.stages for name in stage.block_names(network)]
         for index in indices:
             names = variant.layout.stages[index].block_names(network)
             blocks = [network.get_submodule(name) for name in names]
@@ -61,6 +63,9 @@ class _DynamicStages(nn.Module):
                 reads_projected=project,
                 **variant.graph_options,
             )
+            for name, block in zip(names, blocks):
+                if drop := stochastic_depth(drop_path, every.index(name), len(every)):
+                    block.drop_path = drop
 
     def run_stage(self, key: str, x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
         """One stage; ``valid_sizes`` are those of the image, in pixels."""
@@ -154,6 +159,8 @@ class DGNet(_DynamicStages, StagedBackbone):
         with_cp: recompute the activations inside each block in the backward pass to save memory.
         start_as_base: start near the base network, for its pretrained weights; see
             :meth:`start_as_base`.
+        drop_path: stochastic depth of the last block, in training; the rate rises linearly from 0
+            at the first block. Blocks without a shortcut are never dropped.
         output_stride: 8 or 16 keep the resolution from that stride on: convolutions of later stages
             are dilated instead. At 32 all stages halve it.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``side_bias``,
@@ -189,6 +196,7 @@ class DGNet(_DynamicStages, StagedBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         start_as_base: bool = False,
+        drop_path: float = 0.0,
         output_stride: int = 32,
         **changes: Any,
     ):
@@ -202,7 +210,7 @@ class DGNet(_DynamicStages, StagedBackbone):
             _place(self, path, network.get_submodule(path))
         built = ("stem", *self.stage_names)
         indices = [i for i, stage in enumerate(layout.stages) if stage.feature in built]
-        self._add_stages(variant, network, indices, norm, with_cp, output_stride)
+        self._add_stages(variant, network, indices, norm, with_cp, output_stride, drop_path)
         for path in self.before_pooling:
             _place(self, path, network.get_submodule(path))
         if num_classes:
