@@ -118,8 +118,8 @@ def main() -> None:
         cfg.auto_scale_lr.enable = True
     try:
         GramRunner.from_cfg(cfg).train()  # unnamed, so that it is freed before end_processes
-    except WeightError as error:
-        sys.exit(f"train_mmdet.py: {error}")
+    except (FloatingPointError, WeightError) as error:
+        sys.exit(f"train_mmdet.py: {type(error).__name__}: {error}")
     end_processes()
 
 
