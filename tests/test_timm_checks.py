@@ -14,7 +14,6 @@ import gram_backbones.timm  # noqa: F401 (registers the models)
 from gram_backbones.fused import unfused
 
 SMALL = ("aognet_4m", "dgnet_r18", "dgnet_mobilenet_v2", "dgnet_regnety_600m")
-every_small = pytest.mark.parametrize("name", SMALL)
 
 
 def notrace(kind):
@@ -43,7 +42,8 @@ def only(outputs):
 # Feature classes
 
 
-@every_small
+@pytest.mark.grid
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("indices", (None, (3, 1)))
 @pytest.mark.parametrize("kind", ("list", "dict", "hook", "getter"))
 def test_every_feature_class_gives_the_same_maps(kind, indices, name):
@@ -76,7 +76,8 @@ def test_timm_s_class_of_features_is_the_same_as_its_name():
     assert names[0] == names[1]
 
 
-@every_small
+@pytest.mark.grid
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("stride", (8, 16))
 def test_output_stride_of_features(name, stride):
     model = timm.create_model(name, features_only=True, output_stride=stride).eval()
@@ -88,7 +89,8 @@ def test_output_stride_of_features(name, stride):
 # torch.fx and TorchScript
 
 
-@every_small
+@pytest.mark.grid
+@pytest.mark.parametrize("name", SMALL)
 def test_traced_by_fx_it_gives_the_same_logits(name):
     model = timm.create_model(name, num_classes=5).eval()
     x = torch.randn(2, 3, 64, 64)
@@ -100,18 +102,18 @@ def test_traced_by_fx_it_gives_the_same_logits(name):
         assert only(graph(x[:1])).shape == (1, 5)
 
 
-@every_small
+@pytest.mark.grid
+@pytest.mark.parametrize("name", SMALL)
 def test_traced_by_fx_every_parameter_has_a_gradient(name):
     model = timm.create_model(name, num_classes=5).train()
     only(traced(model).train()(torch.randn(2, 3, 64, 64))).mean().backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None]
 
 
+@pytest.mark.grid
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-@every_small
-@pytest.mark.parametrize(
-    "way", (lambda model: model, pytest.param(traced, marks=pytest.mark.slow)), ids=("model", "fx")
-)
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("way", (lambda model: model, traced), ids=("model", "fx"))
 def test_scripted_it_gives_the_same_logits(name, way):
     model = timm.create_model(name, num_classes=5, scriptable=True).eval()
     scripted = torch.jit.script(way(model).eval())
@@ -126,7 +128,8 @@ def test_scripted_it_gives_the_same_logits(name, way):
 # Options that timm's models share
 
 
-@every_small
+@pytest.mark.grid
+@pytest.mark.parametrize("name", SMALL)
 def test_drop_path_drops_whole_branches_in_training(name):
     model = timm.create_model(name, num_classes=3, drop_path_rate=0.2)
     drops = [m for m in model.modules() if type(m).__name__ == "StochasticDepth"]
@@ -155,7 +158,8 @@ def test_drop_path_at_its_limit_leaves_the_shortcuts(name):
     assert torch.equal(out, x)
 
 
-@every_small
+@pytest.mark.grid
+@pytest.mark.parametrize("name", SMALL)
 def test_norm_layer_is_a_layer_a_name_or_a_factory(name):
     own = nn.BatchNorm2d
     for norm in (nn.BatchNorm2d, "batchnorm2d", lambda channels: nn.GroupNorm(1, channels)):
@@ -164,7 +168,8 @@ def test_norm_layer_is_a_layer_a_name_or_a_factory(name):
         assert kinds == {nn.GroupNorm if callable(norm) and norm is not own else own}
 
 
-@every_small
+@pytest.mark.grid
+@pytest.mark.parametrize("name", SMALL)
 def test_act_layer_may_be_the_network_s_own(name):
     own = nn.ReLU6 if name == "dgnet_mobilenet_v2" else nn.ReLU
     for act in (own, own.__name__.lower()):

@@ -351,14 +351,16 @@ class AOGNet(StagedBackbone):
     """AOGNet as a feature extractor or a classifier (section 4.2, Table 1).
 
     With ``num_classes=None`` the forward pass maps images ``(B, 3, H, W)`` to feature maps: a dict
-    by name if ``out_features`` has names, a tuple if it has indices. Otherwise it maps them to
+    by name, or a tuple if ``out_indices`` is given. Otherwise it maps them to
     logits ``(B, num_classes)``, or to the pooled features ``(B, C)`` where ``num_classes`` is 0.
     Sizes floor at every halving: pad images to a multiple of :attr:`size_divisibility`.
 
     Args:
         variant: name of a row of ``VARIANTS``, or a record of one's own.
-        out_features: names out of ``stem``, ``res2`` … ``res5``, or indices of stages (0 is
-            ``res2``). Stages beyond the last one are not built. Default: all stages by name.
+        out_features: names out of ``stem``, ``res2`` … ``res5``. Stages beyond the last one are not
+            built. Default: all stages.
+        out_indices: in place of names, for a tuple: 1 is ``res2`` … 4 is ``res5``, as in timm. Maps
+            come shallow to deep.
         num_classes: None for feature maps, otherwise size of the classifier.
         in_channels: channels of the image.
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
@@ -385,7 +387,7 @@ class AOGNet(StagedBackbone):
         res3 (2, 120, 8, 8)
         res4 (2, 256, 4, 4)
         res5 (2, 640, 2, 2)
-        >>> [tuple(x.shape) for x in AOGNet("aognet_4m", out_features=(1, 2))(images)]
+        >>> [tuple(x.shape) for x in AOGNet("aognet_4m", out_indices=(2, 3))(images)]
         [(2, 120, 8, 8), (2, 256, 4, 4)]
         >>> AOGNet("aognet_4m", num_classes=10)(images).shape
         torch.Size([2, 10])
@@ -398,7 +400,8 @@ class AOGNet(StagedBackbone):
         self,
         variant: str | AOGNetVariant = "aognet_12m",
         *,
-        out_features: Sequence[str | int] | None = None,
+        out_features: Sequence[str] | None = None,
+        out_indices: Sequence[int] | None = None,
         num_classes: int | None = None,
         in_channels: int = 3,
         norm: Norm = "BN",
@@ -414,7 +417,9 @@ class AOGNet(StagedBackbone):
         variant = self.find_variant(variant)
         strides = variant.strides
         channels = dict(zip(strides, variant.channels))
-        self._plan_features(variant, channels, strides, out_features, num_classes, output_stride)
+        self._plan_features(
+            variant, channels, strides, out_features, num_classes, output_stride, out_indices
+        )
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1
 

@@ -152,7 +152,7 @@ class DGNet(_DynamicStages, StagedBackbone):
 
     Args:
         variant: name of a row of ``VARIANTS``, or a record of one's own.
-        out_features: names out of ``stem``, ``res2`` … ``res5``, or indices of stages.
+        out_features, out_indices: as in :class:`gram_backbones.AOGNet`.
         num_classes: None for feature maps, 0 for pooled features, otherwise size of the classifier.
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
@@ -190,7 +190,8 @@ class DGNet(_DynamicStages, StagedBackbone):
         self,
         variant: str | DGNetVariant = "dgnet_r50",
         *,
-        out_features: Sequence[str | int] | None = None,
+        out_features: Sequence[str] | None = None,
+        out_indices: Sequence[int] | None = None,
         num_classes: int | None = None,
         norm: Norm = "BN",
         frozen_stages: int = -1,
@@ -205,7 +206,9 @@ class DGNet(_DynamicStages, StagedBackbone):
         layout = variant.layout
         network = variant.base(norm_layer=resolve_norm(norm))
         channels, strides = _feature_shapes(layout, network)
-        self._plan_features(variant, channels, strides, out_features, num_classes, output_stride)
+        self._plan_features(
+            variant, channels, strides, out_features, num_classes, output_stride, out_indices
+        )
         for path in layout.stem:
             _place(self, path, network.get_submodule(path))
         built = ("stem", *self.stage_names)
@@ -258,7 +261,7 @@ class DGNet(_DynamicStages, StagedBackbone):
     def forward(
         self, x: Tensor, valid_sizes: ValidSizes | None = None
     ) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-        """Feature maps by name or by index as ``out_features`` says, pooled features or logits.
+        """Feature maps by name, or a tuple of them for ``out_indices``; pooled features; logits.
 
         Args:
             x: images ``(B, 3, H, W)``.
