@@ -356,10 +356,12 @@ def _norm_factory(norm_layer: str | Callable[..., nn.Module], norm: Any) -> Any:
     """
     if norm is not None:
         raise ValueError(f"norm is {norm!r} and norm_layer {norm_layer!r}; give one of them")
-    factory = get_norm_layer(norm_layer)
-    if factory is None:
-        raise ValueError(f"norm_layer is {norm_layer!r}; allowed are timm's norms and factories")
-    return factory
+    try:
+        return get_norm_layer(norm_layer)
+    except KeyError:
+        raise ValueError(
+            f"norm_layer is {norm_layer!r}; allowed are timm's norms, by name or class, and factories"
+        ) from None
 
 
 # Registration

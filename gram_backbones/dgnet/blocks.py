@@ -153,15 +153,15 @@ def accept_shortcut(block: nn.Module) -> None:
 
 class _AcceptsShortcut(nn.Module):
     original_class: type[nn.Module]
-    drop_path: nn.Module | None = None
 
     def forward(self, x: Tensor, *, shortcut: Tensor | None | str = "own") -> Tensor:
         parts = parts_of(self)
         if isinstance(shortcut, str):
             own = x if parts.projection is None else run(parts.projection, x)
             shortcut = own if parts.adds_shortcut else None
-        if self.drop_path is not None and self.training and shortcut is not None:
-            out = self.drop_path(parts.branch(x)) + shortcut
+        drop_path = self._modules.get("drop_path")  # blocks of a network with stochastic depth
+        if drop_path is not None and self.training and shortcut is not None:
+            out = drop_path(parts.branch(x)) + shortcut
             return out if parts.activation is None else parts.activation(out)
         return _join(parts, x, shortcut)
 
