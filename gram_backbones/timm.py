@@ -360,7 +360,7 @@ def _norm_factory(norm_layer: str | Callable[..., nn.Module], norm: Any) -> Any:
         return get_norm_layer(norm_layer)
     except KeyError:
         raise ValueError(
-            f"norm_layer is {norm_layer!r}; allowed are timm's norms, by name or class, and factories"
+            f"norm_layer is {norm_layer!r}; allowed are timm's names, classes and factories"
         ) from None
 
 
