@@ -24,8 +24,8 @@ def create_model(
     Args:
         name: one of :func:`gram_backbones.list_models`.
         num_classes: outputs of the classifier; 0 returns the pooled features ``(B, C)``.
-        features_only: no classifier; the model returns feature maps, by name or by index as its
-            ``out_features`` says.
+        features_only: no classifier; the model returns feature maps by name, or a tuple of them if
+            ``out_indices`` is given.
         weights: None, or what fills the model: a name or tag of ``list_weights()``, a path, or an
             ``https://`` address with a hash. A classifier for another number of classes keeps its
             fresh weights.

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 Norm = str | Callable[[int], nn.Module]
 
@@ -66,6 +66,27 @@ def init_scale(norm: nn.Module, *, learned: float | None = None, frozen: float) 
     value = learned if trains else frozen
     if scale is not None and value is not None:
         nn.init.constant_(scale, value)
+
+
+def stochastic_depth(rate: float, block: int, n_blocks: int) -> StochasticDepth | None:
+    """Drop path of a block's residual branch, image by image; None where the rate is 0.
+
+    Args:
+        rate: of the network's last block; it rises linearly from 0 at the first.
+        block: which block of the network, from 0.
+        n_blocks: number of the network's blocks.
+
+    Raises:
+        ValueError: a rate that is no probability, or 1.
+
+    Examples:
+        >>> [stochastic_depth(0.2, block, 3) for block in range(3)]
+        [None, StochasticDepth(p=0.1, mode=row), StochasticDepth(p=0.2, mode=row)]
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path is {rate}; allowed are 0 and more, below 1")
+    own = rate * block / max(1, n_blocks - 1)
+    return StochasticDepth(own, "row") if own else None
 
 
 def freeze(module: nn.Module) -> None:

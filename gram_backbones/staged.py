@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Tracer
 
 from .fused import (
     deploy,
@@ -179,9 +180,10 @@ class StagedBackbone(nn.Module):
         variant: Variant,
         channels: Mapping[str, int],
         strides: Mapping[str, int],
-        out_features: Sequence[str | int] | None,
+        out_features: Sequence[str] | None,
         num_classes: int | None,
         output_stride: int = 32,
+        out_indices: Sequence[int] | None = None,
     ) -> None:
         """Settle which stages are built and returned, before anything is built.
 
@@ -192,13 +194,21 @@ class StagedBackbone(nn.Module):
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride is {output_stride}; allowed are {OUTPUT_STRIDES}")
         names = tuple(channels)
-        if out_features is not None and num_classes is not None:
+        given = [wanted for wanted in (out_features, out_indices) if wanted is not None]
+        if given and num_classes is not None:
             raise ValueError(
                 "a classifier returns no feature maps: give out_features or num_classes"
             )
+        if len(given) > 1:
+            raise ValueError(
+                f"out_features is {tuple(given[0])} and out_indices {tuple(given[1])}; "
+                "give one of them"
+            )
         self.variant = variant
         self.before_pooling = () if num_classes is None else variant.before_pooling
-        self.by_index = isinstance(out_features[0], int) if out_features else False
+        self.by_index = out_indices is not None
+        if out_indices is not None:
+            out_features = _names_of_indices(out_indices, names)
         self.out_features = _feature_names(out_features, names)
         self.num_classes = num_classes
         depth = len(names) - 1
@@ -263,7 +273,7 @@ class StagedBackbone(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-        """Feature maps by name or by index as ``out_features`` says, pooled features or logits."""
+        """Feature maps by name, or a tuple of them for ``out_indices``; pooled features; logits."""
         return self.give(self.forward_features(x))
 
     def give(self, features: dict[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
@@ -283,6 +293,19 @@ class StagedBackbone(nn.Module):
     def deploy(self) -> Self:
         """A copy for inference, see :func:`gram_backbones.fused.deploy`."""
         return cast("Self", deploy(self))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles: the network as torch.fx traces it.
+
+        Its mode, training or evaluation, is that of the network now.
+        """
+        graph = Tracer().trace(self)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                node.type = Tensor  # in place of the annotation, a string
+                if not node.users:  # DG-Net's sizes of images
+                    graph.erase_node(node)
+        return GraphModule(self, graph)
 
     # Start and freezing
 
@@ -336,20 +359,35 @@ def remove_module(root: nn.Module, path: str) -> None:
         remove_module(root, parent)
 
 
-def _feature_names(wanted: Sequence[str | int] | None, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The wanted features as names, shallow to deep.
+def _feature_names(wanted: Sequence[str] | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The wanted features, shallow to deep.
 
     Raises:
-        ValueError: nothing wanted, an unknown or repeated one, or names mixed with indices.
+        ValueError: nothing wanted, or an unknown or repeated one.
     """
     if wanted is None:
         return names[1:]
-    indices = dict(enumerate(names[1:]))
-    by_index = all(isinstance(item, int) for item in wanted)
-    known: Mapping[Any, str] = indices if by_index else dict(zip(names, names))
-    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known):
+    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(names):
+        hint = ""
+        if any(isinstance(item, int) for item in wanted):
+            hint = "; indices are given as out_indices, which counts as timm does: 1 is 'res2'"
         raise ValueError(
-            f"out_features is {tuple(wanted)}; allowed are distinct names out of {names} "
-            f"or distinct indices out of {tuple(indices)}"
+            f"out_features is {tuple(wanted)}; allowed are distinct names out of {names}{hint}"
         )
-    return tuple(sorted((known[item] for item in wanted), key=names.index))
+    return tuple(sorted(wanted, key=names.index))
+
+
+def _names_of_indices(wanted: Sequence[int], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The features with these indices, counted as timm does.
+
+    Raises:
+        ValueError: nothing wanted, or an unknown or repeated one. So is 0: timm's feature 0 is the
+            stem before its max pooling, the core's ``"stem"`` is after it.
+    """
+    allowed = tuple(range(1, len(names)))
+    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(allowed):
+        raise ValueError(
+            f"out_indices is {tuple(wanted)}; allowed are distinct indices out of {allowed}, "
+            f"counted as timm does: 1 is 'res2'; out_features takes names, also 'stem'"
+        )
+    return tuple(names[index] for index in wanted)

@@ -11,12 +11,12 @@ Tensors have the same names as in the core classes, also with ``features_only``,
 interchangeable.
 """
 
-from __future__ import annotations
-
+# Annotations must not be strings: torch.fx copies those of forward, torch.jit.script reads them.
 import logging
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,13 +26,25 @@ from torch import Tensor, nn
 
 try:
     import timm  # the library: imports are absolute
-    from timm.layers import create_classifier
-    from timm.models import FeatureInfo, build_model_with_cfg, generate_default_cfgs, register_model
-    from timm.models._features import feature_take_indices
+    from timm.layers import create_classifier, get_norm_layer
+    from timm.models import (
+        FeatureHookNet,
+        FeatureInfo,
+        build_model_with_cfg,
+        generate_default_cfgs,
+        register_model,
+    )
+    from timm.models._features import (
+        FeatureDictNet,
+        FeatureGetterNet,
+        FeatureListNet,
+        feature_take_indices,
+    )
+    from timm.models._features_fx import FeatureGraphNet
 except ImportError as error:
     raise ImportError(
-        f"gram_backbones.timm needs timm 1.0, which does not import here ({error}): "
-        "pip install 'timm>=1.0'"
+        f"gram_backbones.timm needs timm 1.0.15 or newer, which does not import here ({error}): "
+        "pip install 'timm>=1.0.15'"
     ) from error
 
 from .aognet import AOGNet
@@ -41,7 +53,7 @@ from .fused import fast_format, format_of, run_all
 from .preprocessing import CIFAR_RGB
 from .staged import StagedBackbone, Variant, remove_module
 from .weights.files import WeightFile
-from .weights.fit import fit, is_counter
+from .weights.fit import WeightError, fit
 from .weights.loading import load_weights
 
 __all__ = ["TimmAOGNet", "TimmDGNet", "register_family"]  # register_model adds the functions
@@ -65,7 +77,11 @@ class TimmInterface(StagedBackbone):
         in_chans: channels of the image.
         drop_rate: dropout before the classifier. Default: the network's own, 0.2 for MobileNetV2
             and 0 for the others.
+        drop_path_rate: stochastic depth of the last block; the core classes' ``drop_path``.
         global_pool: timm's pooling types; ``""`` without a classifier leaves the final map.
+        norm_layer: a norm by timm's name, its class, or a factory ``channels -> module``; the same
+            as ``norm`` of the core class.
+        act_layer: the activation that the network is defined with, by name or as its class.
         kwargs: of the core class: ``norm``, ``with_cp``, ``frozen_stages``, …
 
     Attributes:
@@ -76,8 +92,8 @@ class TimmInterface(StagedBackbone):
             as in timm's own feature networks. Transformers sets it for its hidden states.
 
     Raises:
-        ValueError: no channels, pooling switched off under a classifier, or an argument that the
-            core class refuses.
+        ValueError: no channels, pooling switched off under a classifier, another activation, or an
+            argument that the core class refuses.
     """
 
     def __init__(
@@ -87,13 +103,23 @@ class TimmInterface(StagedBackbone):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_rate: float | None = None,
+        drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        norm_layer: str | Callable[..., nn.Module] | None = None,
+        act_layer: str | type[nn.Module] | None = None,
         **kwargs: Any,
     ):
         if in_chans < 1:
             raise ValueError(f"in_chans is {in_chans}; allowed are 1 and more")
+        if drop_path_rate:
+            if not self.VARIANTS[variant].takes("drop_path"):
+                raise ValueError(f"drop_path_rate is {drop_path_rate}; allowed for {variant} is 0")
+            kwargs["drop_path"] = drop_path_rate
+        if norm_layer is not None:
+            kwargs["norm"] = _norm_factory(norm_layer, kwargs.get("norm"))
         # The classifier is built in any case: it tells the width of the pooled features.
         super().__init__(variant, num_classes=num_classes or 1, **kwargs)
+        self._check_activation(act_layer)
         self.in_chans = in_chans
         if in_chans != 3:
             _set_in_channels(cast(nn.Conv2d, self.get_submodule(self.variant.first_conv)), in_chans)
@@ -104,10 +130,17 @@ class TimmInterface(StagedBackbone):
         self._stem_pools = isinstance(self.get_submodule(self.variant.stem_paths[-1]), nn.MaxPool2d)
         self.feature_info = self._describe_features()
         self.out_indices: list[int] | None = None
+        self.return_dict = False
         self.return_layers: dict[str, str] | None = None
         self.global_pool, _ = create_classifier(self.num_features, 0, pool_type=global_pool)
         if num_classes == 0 or global_pool != "avg":
             self.reset_classifier(num_classes, global_pool)
+
+    def _check_activation(self, act_layer: str | type[nn.Module] | None) -> None:
+        own = next(type(m) for m in self.modules() if isinstance(m, (nn.ReLU, nn.ReLU6)))
+        name = act_layer if isinstance(act_layer, str) else getattr(act_layer, "__name__", "")
+        if act_layer is not None and name.lower() != own.__name__.lower():
+            raise ValueError(f"act_layer is {act_layer!r}; allowed is nn.{own.__name__}")
 
     def _describe_features(self) -> list[dict[str, Any]]:
         stride = self.feature_strides["stem"]
@@ -173,7 +206,7 @@ class TimmInterface(StagedBackbone):
         x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
         return x if pre_logits else self.get_classifier()(x)
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor] | dict[str, Tensor]:
         """See the class: logits, pooled features or feature maps."""
         if self.out_indices is not None:
             indices = self.out_indices
@@ -181,6 +214,8 @@ class TimmInterface(StagedBackbone):
                 listed = map(int, self.return_layers.values())
                 indices = [index for index in listed if index <= len(self.stage_names)]
             maps = self._run(x, indices, max(indices))[1]
+            if self.return_dict:
+                return OrderedDict((str(index), maps[index]) for index in indices)
             return [maps[index] for index in indices]
         return self.forward_head(self.forward_features(x))
 
@@ -236,22 +271,32 @@ class TimmInterface(StagedBackbone):
         self.frozen_stages = min(self.frozen_stages, last)
         return take
 
-    # Training
+    # Weights
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Torch's; strict, it also takes other known names, as timm's ``checkpoint_path`` needs.
+        """torch's; strictly, also tensors under other names, as :func:`load_weights` takes them.
+
+        timm's ``checkpoint_path`` ends here. After a file of its base network a DG-Net starts as
+        this network.
 
         Raises:
-            WeightError: tensors are missing under all known names.
+            WeightError: see :func:`gram_backbones.load_weights`; or the classifier is of another
+                size.
         """
-        own = self.state_dict()
-        if strict and not all(name in state_dict or is_counter(name) for name in own):
-            state_dict = _found(state_dict, own, self)
-            # BN's counters may be missing. Torch reports a classifier of another size.
-            state_dict = {**{n: v for n, v in own.items() if is_counter(n)}, **state_dict}
-        return super().load_state_dict(state_dict, strict, assign)
+        if not strict or assign or state_dict.keys() == self.state_dict().keys():
+            return super().load_state_dict(state_dict, strict, assign)
+        found = load_weights(self, state_dict)
+        weight = f"{self.variant.classifier}.weight"
+        if self.num_classes and weight not in found.values:
+            raise WeightError(
+                f"the weights have no classifier for num_classes={self.num_classes}; to start a "
+                "fresh one, give pretrained=True and pretrained_cfg_overlay=dict(file=PATH)"
+            )
+        return super().load_state_dict({}, strict=False)._replace(missing_keys=[])
+
+    # Training
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass to save memory."""
@@ -307,15 +352,52 @@ def _set_in_channels(conv: nn.Conv2d, in_chans: int) -> None:
     conv.weight = nn.Parameter(weight, requires_grad=trains)
 
 
+def _norm_factory(norm_layer: str | Callable[..., nn.Module], norm: Any) -> Any:
+    """The ``norm_layer`` of timm as the core classes' ``norm``.
+
+    Raises:
+        ValueError: timm knows no norm of this name, or both are given.
+    """
+    if norm is not None:
+        raise ValueError(f"norm is {norm!r} and norm_layer {norm_layer!r}; give one of them")
+    try:
+        return get_norm_layer(norm_layer)
+    except KeyError:
+        raise ValueError(
+            f"norm_layer is {norm_layer!r}; allowed are timm's names, classes and factories"
+        ) from None
+
+
 # Registration
 
+# By timm's names and classes. The first two are the model itself: timm's own would put a prefix
+# before the names of the tensors, and rebuild the model out of children that run one by one.
+_WRAPPERS: dict[Any, Any] = {
+    "list": FeatureListNet,
+    "dict": FeatureDictNet,
+    "hook": FeatureHookNet,
+    "getter": FeatureGetterNet,
+    "fx": FeatureGraphNet,
+}
 
-def _keep_features(model: TimmInterface, out_indices: int | Sequence[int] | None) -> nn.Module:
-    """``features_only``: the model itself, cut behind the last feature.
 
-    timm's own wrappers would put a prefix before the names of the tensors.
+def _extract_features(
+    wrapper: Any, model: TimmInterface, out_indices: int | Sequence[int] | None, **options: Any
+) -> nn.Module:
+    """``features_only``: a model that returns feature maps, cut behind the last one.
+
+    Raises:
+        ValueError: timm has no such ``feature_cls``.
     """
-    model.out_indices = model.prune_intermediate_layers(out_indices)
+    name = wrapper.lower() if isinstance(wrapper, str) else wrapper
+    if isinstance(name, str) and name not in _WRAPPERS:
+        raise ValueError(f"feature_cls is {wrapper!r}; allowed are {sorted(_WRAPPERS)}")
+    wrapper = _WRAPPERS.get(name, name)
+    take, _ = feature_take_indices(len(model.feature_info), out_indices)
+    if wrapper not in (FeatureListNet, FeatureDictNet):
+        return wrapper(model, out_indices=tuple(take), **options)
+    model.out_indices = model.prune_intermediate_layers(take)
+    model.return_dict = wrapper is FeatureDictNet
     model.feature_info = FeatureInfo(model.feature_info, tuple(model.out_indices))
     return model
 
@@ -364,12 +446,14 @@ def _create(
         if cls.VARIANTS[name].takes("dropout"):  # the core's default for feature maps
             kwargs.setdefault("dropout", 0.0)
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    wrapper = kwargs.pop("feature_cls", "list")
     model = build_model_with_cfg(
         partial(cls, name),
         name,
         pretrained,
         pretrained_filter_fn=_fitted,
-        feature_cfg=dict(feature_cls=_keep_features, out_indices=None),  # all unless asked
+        # All features unless asked.
+        feature_cfg=dict(feature_cls=partial(_extract_features, wrapper), out_indices=None),
         **kwargs,
     )
     if weights is not None:
@@ -407,7 +491,7 @@ def _register(name: str, cls: type[TimmInterface]) -> None:
     )
     globals()[name] = entry
     with warnings.catch_warnings():
-        if timm.models.is_model_in_modules(name, __name__.rpartition(".")[2]):  # a reload
+        if timm.models.is_model_in_modules(name, (__name__.rpartition(".")[2],)):  # a reload
             warnings.filterwarnings("ignore", message=f"Overwriting {name} in registry")
         register_model(entry)
 

@@ -74,8 +74,11 @@ def test_it_is_a_model_by_name():
     assert list_models("toy*") == ["toy", "toy_wide"]
     x = torch.randn(2, 3, 64, 64)
     assert create_model("toy", num_classes=5)(x).shape == (2, 5)
-    features = create_model("toy", features_only=True, out_features=(1, 3))(x)
-    assert [f.shape[1:] for f in features] == [(16, 8, 8), (32, 2, 2)]
+    features = create_model("toy", features_only=True, out_features=("res2", "res4"))(x)
+    assert {n: f.shape[1:] for n, f in features.items()} == {
+        "res2": (8, 16, 16),
+        "res4": (24, 4, 4),
+    }
     frozen = create_model("toy", features_only=True, frozen_stages=1).train()
     assert not frozen.res2.training and frozen.res3.training
     with pytest.raises(ValueError, match="registered already"):

@@ -335,6 +335,12 @@ def test_further_arguments_reach_the_core():
         (dict(global_pool=""), "global_pool is ''; with num_classes 1000 it takes a type"),
         (dict(frozen_stages=9), "frozen_stages is 9; allowed are -1 to 4"),
         (dict(norm="XN"), "norm is 'XN'; allowed are"),
+        (dict(norm="BN", norm_layer=nn.BatchNorm2d), "norm is 'BN' and norm_layer .*; give one"),
+        (dict(norm_layer="batchnorm7d"), "norm_layer is 'batchnorm7d'; allowed are"),
+        (dict(act_layer=nn.SiLU), r"act_layer is .*SiLU'>; allowed is nn\.ReLU$"),
+        (dict(act_layer="gelu"), r"act_layer is 'gelu'; allowed is nn\.ReLU$"),
+        (dict(drop_path_rate=1.0), "drop_path is 1.0; allowed are 0 and more, below 1"),
+        (dict(features_only=True, feature_cls="tuple"), "feature_cls is 'tuple'; allowed are"),
     ),
 )
 def test_a_bad_argument_is_named_with_what_is_allowed(arguments, message):
@@ -387,8 +393,16 @@ def test_a_base_network_s_file_starts_the_model_as_it(tmp_path):
         assert torch.equal(model.layer4[1].conv2.weight, base.layer4[1].conv2.weight)
         assert torch.equal(model.fc.weight, base.fc.weight)
         assert set(model.graphs["0"].routers[0].bias.tolist()) == {bias, -bias}
-    with pytest.raises(RuntimeError, match="fc.weight"):  # torch's, as for a file of its own names
+
+
+def test_a_checkpoint_with_another_classifier_stops_a_classifier_only(tmp_path):
+    base = models.resnet18(num_classes=7)
+    torch.save(base.state_dict(), tmp_path / "w.pth")
+    path = str(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="no classifier for num_classes=3"):
         timm.create_model("dgnet_r18", checkpoint_path=path, num_classes=3)
+    model = timm.create_model("dgnet_r18", checkpoint_path=path, features_only=True)
+    assert torch.equal(model.layer1[0].conv1.weight, base.layer1[0].conv1.weight)
 
 
 @pytest.mark.parametrize("arguments", (dict(num_classes=3), dict(features_only=True)))

@@ -18,11 +18,11 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from ..fused import cut, relu, run, run_all, sequential_chains
 from ..grammar import AndOrGraph, NodeType, Step, Term
-from ..layers import Norm, init_scale, recompute, resolve_norm
+from ..layers import Norm, init_scale, recompute, resolve_norm, stochastic_depth
 from ..staged import FEATURES, StagedBackbone
 from .variants import VARIANTS, AOGNetVariant
 
@@ -33,7 +33,7 @@ class NodeOperation(nn.Module):
     ``ReLU(shortcut(skip) + Dropout(Conv1x1-BN(Conv3x3-BN-ReLU(Conv1x1-BN-ReLU(x)))))``
 
     The shortcut is the identity, or a 1×1 convolution with norm where the widths differ, which
-    happens in T-nodes only.
+    happens in T-nodes only. ``drop_path`` acts after the dropout.
 
     Examples:
         >>> x = torch.randn(2, 8, 16, 16)
@@ -42,7 +42,14 @@ class NodeOperation(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, norm: Norm, dropout: float, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Norm,
+        dropout: float,
+        drop_path: StochasticDepth | None = None,
+        dilation: int = 1,
     ):
         super().__init__()
         norm = resolve_norm(norm)
@@ -61,6 +68,7 @@ class NodeOperation(nn.Module):
                 in_channels, out_channels, 1, norm_layer=norm, activation_layer=None, bias=False
             )
         self.dropout = dropout
+        self.drop_path = drop_path
 
     def forward(self, x: Tensor, skip: Tensor, *, consume: bool = False) -> Tensor:
         """Map two inputs ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``.
@@ -70,8 +78,9 @@ class NodeOperation(nn.Module):
         if self.shortcut is not None:
             skip, consume = run(self.shortcut, skip), True
         layers = (self.conv1, self.conv2, self.conv3)
-        if self.dropout and self.training:
-            return relu(F.dropout2d(run_all(layers, x), self.dropout) + skip)
+        if self.training and (self.dropout or self.drop_path is not None):
+            out = F.dropout2d(run_all(layers, x), self.dropout)
+            return relu((out if self.drop_path is None else self.drop_path(out)) + skip)
         return run_all(layers, x, add=skip, activation=relu, consume=consume)
 
 
@@ -81,6 +90,7 @@ class AOGBlock(nn.Module):
     Args:
         in_channels, out_channels: widths; each is cut into the graph's N words.
         graph: And-Or graph of the block.
+        drop_path: stochastic depth of every node's convolutions.
         learn_scales: make every λ of the skip connections a parameter that starts at its constant.
         dilation: of the 3×3 convolutions.
 
@@ -102,6 +112,7 @@ class AOGBlock(nn.Module):
         *,
         norm: Norm = "BN",
         dropout: float = 0.0,
+        drop_path: StochasticDepth | None = None,
         learn_scales: bool = False,
         dilation: int = 1,
     ):
@@ -124,7 +135,16 @@ class AOGBlock(nn.Module):
             source = width
             if node.type is NodeType.T:
                 source = self.in_bounds[end + 1] - self.in_bounds[start]
-            ops.append(NodeOperation(source, width, norm=norm, dropout=dropout, dilation=dilation))
+            ops.append(
+                NodeOperation(
+                    source,
+                    width,
+                    norm=norm,
+                    dropout=dropout,
+                    drop_path=drop_path,
+                    dilation=dilation,
+                )
+            )
         self.ops = nn.ModuleList(ops)  # by node id
         self.norm = resolve_norm(norm)(out_channels)
         # FrozenBN without loaded statistics does not normalise: sums over the grammar would grow
@@ -212,7 +232,7 @@ class AOGStage(nn.Module):
     Args:
         variant: name or record.
         index: which stage of the variant, from 0; None is the last.
-        norm, dropout, learn_scales, with_cp, output_stride: as in :class:`AOGNet`.
+        norm, dropout, drop_path, learn_scales, with_cp, output_stride: as in :class:`AOGNet`.
 
     Examples:
         >>> stage = AOGStage("aognet_4m")  # the last one
@@ -227,6 +247,7 @@ class AOGStage(nn.Module):
         *,
         norm: Norm = "BN",
         dropout: float = 0.0,
+        drop_path: float = 0.0,
         learn_scales: bool = False,
         zero_init_last: bool = True,
         with_cp: bool = False,
@@ -258,10 +279,13 @@ class AOGStage(nn.Module):
                 graph,
                 norm=norm,
                 dropout=dropout,
+                drop_path=stochastic_depth(drop_path, block, sum(variant.blocks)),
                 learn_scales=learn_scales,
                 dilation=dilation,
             )
-            for before, after in zip(widths, widths[1:])
+            for block, (before, after) in enumerate(
+                zip(widths, widths[1:]), sum(variant.blocks[:index])
+            )
         )
         _init_weights(self, zero_init_last)
 
@@ -327,19 +351,23 @@ class AOGNet(StagedBackbone):
     """AOGNet as a feature extractor or a classifier (section 4.2, Table 1).
 
     With ``num_classes=None`` the forward pass maps images ``(B, 3, H, W)`` to feature maps: a dict
-    by name if ``out_features`` has names, a tuple if it has indices. Otherwise it maps them to
+    by name, or a tuple if ``out_indices`` is given. Otherwise it maps them to
     logits ``(B, num_classes)``, or to the pooled features ``(B, C)`` where ``num_classes`` is 0.
     Sizes floor at every halving: pad images to a multiple of :attr:`size_divisibility`.
 
     Args:
         variant: name of a row of ``VARIANTS``, or a record of one's own.
-        out_features: names out of ``stem``, ``res2`` … ``res5``, or indices of stages (0 is
-            ``res2``). Stages beyond the last one are not built. Default: all stages by name.
+        out_features: names out of ``stem``, ``res2`` … ``res5``. Stages beyond the last one are not
+            built. Default: all stages.
+        out_indices: in place of names, for a tuple: 1 is ``res2`` … 4 is ``res5``, as in timm. Maps
+            come shallow to deep.
         num_classes: None for feature maps, otherwise size of the classifier.
         in_channels: channels of the image.
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
         dropout: rate of the channel-wise dropout in the last two stages, applied in training.
             Default: 0.1 for a classifier (section 4.2), 0 for feature maps, as detectors train.
+        drop_path: stochastic depth of the last block's node operations, in training; the rate rises
+            linearly from 0 at the first block.
         learn_scales: learn the λ's of section 4.1, one scalar per skip edge, from their constants.
         zero_init_last: start the last BN scale of every node operation at 0.
         with_cp: recompute each block's activations in the backward pass to save memory.
@@ -359,7 +387,7 @@ class AOGNet(StagedBackbone):
         res3 (2, 120, 8, 8)
         res4 (2, 256, 4, 4)
         res5 (2, 640, 2, 2)
-        >>> [tuple(x.shape) for x in AOGNet("aognet_4m", out_features=(1, 2))(images)]
+        >>> [tuple(x.shape) for x in AOGNet("aognet_4m", out_indices=(2, 3))(images)]
         [(2, 120, 8, 8), (2, 256, 4, 4)]
         >>> AOGNet("aognet_4m", num_classes=10)(images).shape
         torch.Size([2, 10])
@@ -372,11 +400,13 @@ class AOGNet(StagedBackbone):
         self,
         variant: str | AOGNetVariant = "aognet_12m",
         *,
-        out_features: Sequence[str | int] | None = None,
+        out_features: Sequence[str] | None = None,
+        out_indices: Sequence[int] | None = None,
         num_classes: int | None = None,
         in_channels: int = 3,
         norm: Norm = "BN",
         dropout: float | None = None,
+        drop_path: float = 0.0,
         learn_scales: bool = False,
         zero_init_last: bool = True,
         with_cp: bool = False,
@@ -386,7 +416,9 @@ class AOGNet(StagedBackbone):
         super().__init__()
         variant = self.find_variant(variant)
         channels, strides = variant.feature_shapes()
-        self._plan_features(variant, channels, strides, out_features, num_classes, output_stride)
+        self._plan_features(
+            variant, channels, strides, out_features, num_classes, output_stride, out_indices
+        )
         if dropout is None:
             dropout = 0.0 if num_classes is None else 0.1
 
@@ -399,6 +431,7 @@ class AOGNet(StagedBackbone):
                 index,
                 norm=norm,
                 dropout=dropout if index >= len(variant.words) - 2 else 0.0,
+                drop_path=drop_path,
                 learn_scales=learn_scales,
                 zero_init_last=zero_init_last,
                 with_cp=with_cp,

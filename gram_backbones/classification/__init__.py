@@ -10,6 +10,6 @@ try:
     import tqdm  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"gram_backbones.classification needs timm 1.0 and tqdm ({error}): "
-        "pip install 'timm>=1.0' tqdm"
+        f"gram_backbones.classification needs timm 1.0.15 or newer and tqdm ({error}): "
+        "pip install 'timm>=1.0.15' tqdm"
     ) from error

@@ -6,16 +6,17 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import GenericMask
+from PIL import Image
 
-_BANNER = 26  # pixels
-_MIN_SIDE = 400  # pixels; smaller images are drawn larger, so that labels fit
+from ..pictures import SCORE_THRESH, Instances, draw_pair
 
 
 def save_pictures(
@@ -24,8 +25,7 @@ def save_pictures(
     folder: str,
     *,
     limit: int = 32,
-    score_thresh: float = 0.5,
-    fallback: int = 3,
+    score_thresh: float = SCORE_THRESH,
 ) -> int:
     """Draw predicted boxes and masks (left) next to the ground truth (right).
 
@@ -34,9 +34,8 @@ def save_pictures(
         dataset_name: registered data set of the results.
         folder: output folder, one PNG per image.
         limit: maximum number of images, from the beginning of the data set.
-        score_thresh: minimum score of instances to draw.
-        fallback: number of best instances to draw if none of an image reaches that score; the
-            picture then says so.
+        score_thresh: minimum score of instances to draw, see
+            :func:`gram_backbones.pictures.draw_pair`.
 
     Returns:
         The number of pictures written.
@@ -47,52 +46,34 @@ def save_pictures(
     predictions = defaultdict(list)
     with open(results_file) as file:
         for item in json.load(file):
+            index = to_contiguous.get(item["category_id"], item["category_id"])
+            item = {**item, "category_id": index, "bbox_mode": BoxMode.XYWH_ABS}
             predictions[item["image_id"]].append(item)
     records = DatasetCatalog.get(dataset_name)[:limit]
     os.makedirs(folder, exist_ok=True)
     for record in records:
         image = read_image(record["file_name"], "RGB")
-        ranked = sorted(predictions[record["image_id"]], key=lambda item: -item["score"])
-        chosen = [item for item in ranked if item["score"] >= score_thresh]
-        title = f"predicted, score >= {score_thresh:g}: {len(chosen)}"
-        if not chosen and ranked:
-            chosen = ranked[:fallback]
-            title = f"none >= {score_thresh:g}; the {len(chosen)} best"
-        instances = _to_instances(chosen, image.shape[:2], to_contiguous)
-        predicted = _visualizer(image, metadata).draw_instance_predictions(instances).get_image()
-        truth = _visualizer(image, metadata).draw_dataset_dict(record).get_image()
-        crowds = sum(a.get("iscrowd", 0) for a in record.get("annotations", []))
-        truth_title = f"truth: {len(record.get('annotations', [])) - crowds}"
-        if crowds:
-            truth_title += f" and {crowds} crowd"
-        pair = np.hstack([_titled(predicted, title), _titled(truth, truth_title)])
-        path = Path(folder) / f"{Path(record['file_name']).stem}.png"
-        cv2.imwrite(str(path), pair[:, :, ::-1])
+        found = predictions[record["image_id"]]
+        predicted = _to_instances(found, image.shape[:2])
+        predicted.scores = [item["score"] for item in found]
+        annotations = record.get("annotations", [])
+        truth = _to_instances(annotations, image.shape[:2])
+        truth.crowds = [bool(item.get("iscrowd", 0)) for item in annotations]
+        pair = draw_pair(image, predicted, truth, metadata.thing_classes, score_thresh)
+        Image.fromarray(pair).save(Path(folder) / f"{Path(record['file_name']).stem}.png")
     return len(records)
 
 
-def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
-    # One colour per class, if the data set has colours, makes the two sides easier to compare.
-    mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
-    scale = max(1.0, _MIN_SIDE / min(image.shape[:2]))
-    return Visualizer(image, metadata, scale=scale, instance_mode=mode)
-
-
-def _to_instances(items: list[dict], size: tuple[int, int], to_contiguous: dict) -> Instances:
-    instances = Instances(size)
-    boxes = [BoxMode.convert(item["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for item in items]
-    instances.pred_boxes = Boxes(np.array(boxes, dtype=np.float32).reshape(-1, 4))
-    instances.scores = np.array([item["score"] for item in items])
-    instances.pred_classes = np.array(
-        [to_contiguous.get(item["category_id"], item["category_id"]) for item in items], dtype=int
+def _to_instances(items: list[dict[str, Any]], size: tuple[int, int]) -> Instances:
+    boxes = [BoxMode.convert(i["bbox"], i["bbox_mode"], BoxMode.XYXY_ABS) for i in items]
+    masks = None
+    if any("segmentation" in item for item in items):
+        # An annotation without a mask has an empty one.
+        empty: list[list[float]] = []
+        all_masks = [GenericMask(i.get("segmentation", empty), *size).mask for i in items]
+        masks = torch.from_numpy(np.stack(all_masks)).bool()
+    return Instances(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        [item["category_id"] for item in items],
+        masks=masks,
     )
-    if items and "segmentation" in items[0]:
-        instances.pred_masks = [item["segmentation"] for item in items]
-    return instances
-
-
-def _titled(image: np.ndarray, title: str) -> np.ndarray:
-    image = np.ascontiguousarray(image)
-    banner = np.full((_BANNER, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(banner, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([banner, image])

@@ -159,6 +159,10 @@ class _AcceptsShortcut(nn.Module):
         if isinstance(shortcut, str):
             own = x if parts.projection is None else run(parts.projection, x)
             shortcut = own if parts.adds_shortcut else None
+        drop_path = self._modules.get("drop_path")  # blocks of a network with stochastic depth
+        if drop_path is not None and self.training and shortcut is not None:
+            out = drop_path(parts.branch(x)) + shortcut
+            return out if parts.activation is None else parts.activation(out)
         return _join(parts, x, shortcut)
 
     def __reduce__(self):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fused import run_all, sequential_chains
-from ..layers import Norm, resolve_norm
+from ..layers import Norm, resolve_norm, stochastic_depth
 from ..staged import StagedBackbone, remove_module
 from .blocks import block_parts, parts_of
 from .dilation import dilate_stages
@@ -59,12 +59,14 @@ class _DynamicStages(nn.Module):
         norm: Norm,
         with_cp: bool,
         output_stride: int = 32,
+        drop_path: float = 0.0,
     ) -> None:
         self.layout = variant.layout
         self.output_stride = output_stride
         dilate_stages(variant.layout, network, output_stride)
         self.graphs = nn.ModuleDict()
         self.block_names: dict[str, list[str]] = {}
+        every = [name for stage in variant.layout.stages for name in stage.block_names(network)]
         for index in indices:
             names = variant.layout.stages[index].block_names(network)
             blocks = [network.get_submodule(name) for name in names]
@@ -85,6 +87,9 @@ class _DynamicStages(nn.Module):
                 reads_projected=project,
                 **variant.graph_options,
             )
+            for name, block in zip(names, blocks):
+                if drop := stochastic_depth(drop_path, every.index(name), len(every)):
+                    block.drop_path = drop
 
     def run_stage(self, key: str, x: Tensor, valid_sizes: ValidSizes | None) -> Tensor:
         """One stage; ``valid_sizes`` are those of the image, in pixels."""
@@ -171,13 +176,15 @@ class DGNet(_DynamicStages, StagedBackbone):
 
     Args:
         variant: name of a row of ``VARIANTS``, or a record of one's own.
-        out_features: names out of ``stem``, ``res2`` … ``res5``, or indices of stages.
+        out_features, out_indices: as in :class:`gram_backbones.AOGNet`.
         num_classes: None for feature maps, 0 for pooled features, otherwise size of the classifier.
         norm: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, or a factory ``channels -> module``.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
         with_cp: recompute the activations inside each block in the backward pass to save memory.
         start_as_base: whether to start near the base network, see :meth:`start_as_base`. None: once
             weights of the base network are loaded; True: at once; False: never.
+        drop_path: stochastic depth of the last block, in training; the rate rises linearly from 0
+            at the first block. Blocks without a shortcut are never dropped.
         output_stride: 8 or 16 keep the resolution from that stride on: convolutions of later stages
             are dilated instead. At 32 all stages halve it.
         changes: fields of the variant to change: ``edges``, ``router_bias``, ``side_bias``,
@@ -207,12 +214,14 @@ class DGNet(_DynamicStages, StagedBackbone):
         self,
         variant: str | DGNetVariant = "dgnet_r50",
         *,
-        out_features: Sequence[str | int] | None = None,
+        out_features: Sequence[str] | None = None,
+        out_indices: Sequence[int] | None = None,
         num_classes: int | None = None,
         norm: Norm = "BN",
         frozen_stages: int = -1,
         with_cp: bool = False,
         start_as_base: bool | None = None,
+        drop_path: float = 0.0,
         output_stride: int = 32,
         **changes: Any,
     ):
@@ -221,12 +230,14 @@ class DGNet(_DynamicStages, StagedBackbone):
         layout = variant.layout
         network = variant.base(norm_layer=resolve_norm(norm))
         channels, strides = _feature_shapes(layout, network)
-        self._plan_features(variant, channels, strides, out_features, num_classes, output_stride)
+        self._plan_features(
+            variant, channels, strides, out_features, num_classes, output_stride, out_indices
+        )
         for path in layout.stem:
             _place(self, path, network.get_submodule(path))
         built = ("stem", *self.stage_names)
         indices = [i for i, stage in enumerate(layout.stages) if stage.feature in built]
-        self._add_stages(variant, network, indices, norm, with_cp, output_stride)
+        self._add_stages(variant, network, indices, norm, with_cp, output_stride, drop_path)
         for path in self.before_pooling:
             _place(self, path, network.get_submodule(path))
         if num_classes:
@@ -268,7 +279,7 @@ class DGNet(_DynamicStages, StagedBackbone):
     def forward(
         self, x: Tensor, valid_sizes: ValidSizes | None = None
     ) -> dict[str, Tensor] | tuple[Tensor, ...] | Tensor:
-        """Feature maps by name or by index as ``out_features`` says, pooled features or logits.
+        """Feature maps by name, or a tuple of them for ``out_indices``; pooled features; logits.
 
         Args:
             x: images ``(B, 3, H, W)``.

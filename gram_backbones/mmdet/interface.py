@@ -10,7 +10,7 @@ from mmengine.model import BaseModule, PretrainedInit
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import has_fixed_parts
-from ..staged import Variant
+from ..staged import FEATURES, Variant
 from ..weights.fit import is_counter
 from ..weights.loading import load_weights
 from .norm import norm_factory
@@ -141,7 +141,8 @@ class MMDetBackbone(MMDetInterface):
 
     Args:
         variant, kwargs: as in :class:`MMDetInterface`.
-        out_indices: stages whose outputs are returned, from 0. Later stages are not built.
+        out_indices: stages whose outputs are returned, counted as MMDetection's ResNet does: 0 is
+            ``res2``. Later stages are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages.
 
     Raises:
@@ -156,8 +157,16 @@ class MMDetBackbone(MMDetInterface):
         frozen_stages: int = -1,
         **kwargs: Any,
     ):
-        features = tuple(out_indices)
+        stages = FEATURES[1:]
+        allowed = tuple(range(len(stages)))
+        if not set(out_indices) <= set(allowed):
+            raise ValueError(
+                f"out_indices is {tuple(out_indices)}; allowed are distinct indices out of "
+                f"{allowed}, counted as MMDetection's ResNet does: 0 is 'res2'"
+            )
+        features = tuple(stages[index] for index in out_indices)
         super().__init__(variant, out_features=features, frozen_stages=frozen_stages, **kwargs)
+        self.by_index = True
 
     @property
     def out_channels(self) -> tuple[int, ...]:

@@ -154,6 +154,22 @@ def own_checkpoints() -> Iterator[None]:
         yield
 
 
+def _check_losses(losses: dict[str, Any] | None, iteration: int) -> None:
+    """Make sure that the losses of an iteration, from 0, are finite.
+
+    Raises:
+        FloatingPointError: one is not; the message names them.
+    """
+    values = {name: torch.as_tensor(value) for name, value in (losses or {}).items()}
+    bad = {name: value for name, value in values.items() if not value.isfinite().all()}
+    if bad:
+        named = ", ".join(f"{name} is {value.tolist()}" for name, value in bad.items())
+        raise FloatingPointError(
+            f"training diverged at iteration {iteration + 1}: {named}; no checkpoint was written "
+            "after this; try a lower learning rate or a longer warm-up"
+        )
+
+
 @RUNNERS.register_module()
 class GramRunner(Runner):
     """MMEngine's runner, strict about what it loads, whose resumed runs repeat (`.replay`).
@@ -166,6 +182,7 @@ class GramRunner(Runner):
 
     Raises:
         FileNotFoundError: there is no such file.
+        FloatingPointError: the loss is not finite; raised before a checkpoint could be written.
         WeightError: the file is not read or leaves a tensor unfilled, and nothing was changed; or
             a backbone's ``init_cfg`` names a file that does not exist, and nothing else filled it.
     """
@@ -227,8 +244,10 @@ class GramRunner(Runner):
         """MMEngine's, and what is ours at some points of a run.
 
         Each iteration's draws are its own; an evaluation starts with a line about a DG-Net's
-        closed edges.
+        closed edges. A training that diverged stops before a hook writes its weights.
         """
+        if fn_name == "after_train_iter":
+            _check_losses(kwargs.get("outputs"), self.iter)
         if fn_name == "before_train_iter":
             seed_everything(MODEL, self.seed, self.rank, self.iter)
         super().call_hook(fn_name, **kwargs)

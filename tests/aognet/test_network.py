@@ -140,7 +140,7 @@ def test_features_have_the_stated_channels_and_strides(name):
 
 def test_features_by_index_are_a_tuple_of_the_same_maps():
     by_name = AOGNet(TINY, out_features=("res3", "res5")).eval()
-    by_index = AOGNet(TINY, out_features=(3, 1)).eval()
+    by_index = AOGNet(TINY, out_indices=(4, 2)).eval()
     by_index.load_state_dict(by_name.state_dict())
     x = images()
     with torch.no_grad():
@@ -405,8 +405,11 @@ def test_frozen_stages_stay_as_they_are(frozen):
         (dict(variant=TINY, out_features=("res6",)), "res6.*res5"),
         (dict(variant=TINY, out_features=("res2", "res2")), "distinct"),
         (dict(variant=TINY, out_features=()), "allowed are"),
-        (dict(variant=TINY, out_features=(4,)), r"\(0, 1, 2, 3\)"),
+        (dict(variant=TINY, out_features=(1, 2)), "distinct names .*: 1 is 'res2'"),
         (dict(variant=TINY, out_features=(0, "res3")), "allowed are"),
+        (dict(variant=TINY, out_indices=(5,)), r"\(1, 2, 3, 4\)"),
+        (dict(variant=TINY, out_indices=(0, 1)), r"\(1, 2, 3, 4\).* also 'stem'"),
+        (dict(variant=TINY, out_indices=(1,), out_features=("res2",)), "give one of them"),
         (dict(variant=TINY, out_features=("res3",), frozen_stages=3), "is 3.*-1 to 2"),
         (dict(variant=TINY, frozen_stages=-2), "frozen_stages is -2"),
         (dict(variant=TINY, norm="XN"), "XN.*FrozenBN"),

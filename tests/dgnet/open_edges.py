@@ -67,7 +67,7 @@ def small_network(kind: str = "basic", size: int = 64, **options) -> tuple[DGNet
     unless ``options``, those of :class:`DGNet`, ask for something else.
     """
     if "num_classes" not in options:
-        options.setdefault("out_features", (0, 1))
+        options.setdefault("out_indices", (1, 2))
     torch.manual_seed(0)
     model = settle(DGNet(SMALL.get(kind, kind), **options)).eval()
     for seed in range(100):

@@ -74,7 +74,7 @@ def test_hooks_on_every_block_and_router_fire(kind, with_cp, mode):
 @pytest.mark.parametrize("name", ("layer1.0", "layer1.1", "layer2.0", "layer2.2"))
 def test_hooks_on_a_block_get_what_the_graph_computes_with(name, mode):
     """A hook sees the block's input and output, and may replace the output."""
-    model = all_open(SMALL["basic"], out_features=(0, 1))
+    model = all_open(SMALL["basic"], out_indices=(1, 2))
     block = model.get_submodule(name)
     x = torch.randn(2, 3, 64, 64)
     plain = run(mode, model, x)
@@ -299,7 +299,7 @@ def test_nothing_stays_alive_after_the_model_is_gone(size, mode):
 @MODES
 def test_no_map_is_kept_between_calls(mode):
     """Nor does one wait for the garbage collector."""
-    model = DGNet(SMALL["basic"], out_features=(0, 1))
+    model = DGNet(SMALL["basic"], out_indices=(1, 2))
     x = torch.randn(2, 3, 160, 160)
     known = live_tensors()
     gc.disable()
@@ -314,7 +314,7 @@ def test_no_map_is_kept_between_calls(mode):
 
 
 def test_a_copy_made_while_recording_records_nothing():
-    model = DGNet(SMALL["basic"], out_features=(0, 1)).eval()
+    model = DGNet(SMALL["basic"], out_indices=(1, 2)).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad(), record_connectivity(model) as records:
         model(x)
@@ -336,7 +336,7 @@ def test_a_copy_made_while_recording_records_nothing():
 
 def test_a_copy_made_while_recording_holds_no_records():
     """A copy holds parameters and buffers, no matrix."""
-    model = DGNet(SMALL["basic"], out_features=(0, 1)).eval()
+    model = DGNet(SMALL["basic"], out_indices=(1, 2)).eval()
     with torch.no_grad(), record_connectivity(model) as records:
         for _ in range(5):
             model(torch.randn(4, 3, 64, 64))
@@ -394,7 +394,7 @@ def test_a_copy_made_under_training_s_gate_skips_again():
 
 def test_half_precision_leaves_an_output_where_everything_is_closed():
     model = settle(
-        DGNet(SMALL["basic"], out_features=(0, 1), router_bias=-20.0, side_bias=-20.0)
+        DGNet(SMALL["basic"], out_indices=(1, 2), router_bias=-20.0, side_bias=-20.0)
     ).eval()
     for graph in model.graphs.values():
         nn.init.constant_(graph.thresholds, 2.0)
@@ -407,7 +407,7 @@ def test_half_precision_leaves_an_output_where_everything_is_closed():
 @pytest.mark.parametrize("tau", (105.0, 1e4, float("inf")))
 def test_no_threshold_makes_the_output_zero(tau, mode):
     """Above every α, the strongest edge into the output stays open: for every image."""
-    model = settle(DGNet(SMALL["basic"], out_features=(0, 1)))
+    model = settle(DGNet(SMALL["basic"], out_indices=(1, 2)))
     for graph in model.graphs.values():
         nn.init.constant_(graph.thresholds, tau)
     features = run(mode, model, torch.randn(3, 3, 64, 64))

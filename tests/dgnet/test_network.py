@@ -281,7 +281,7 @@ def test_shapes_come_without_memory():
 
 def test_stages_beyond_the_last_feature_are_not_built():
     for name in ("dgnet_r18", "dgnet_mobilenet_v2", "dgnet_regnetx_600m"):
-        model = create_model(name, features_only=True, out_features=(1,))
+        model = create_model(name, features_only=True, out_indices=(2,))
         whole = create_model(name, features_only=True)
         assert model.size_divisibility == 8
         assert count_parameters(model) < count_parameters(whole) / 3

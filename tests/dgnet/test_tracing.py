@@ -351,7 +351,7 @@ def test_dynamic_quantisation_reaches_the_routers():
 def test_fvcore_counts_every_edge():
     counter = pytest.importorskip("fvcore.nn").FlopCountAnalysis
     model, images = small_network("bottleneck")
-    everything = count_conv_flops(DGNet(SMALL["bottleneck"], out_features=(0, 1)).eval(), 64)
+    everything = count_conv_flops(DGNet(SMALL["bottleneck"], out_indices=(1, 2)).eval(), 64)
     for image in images[:2]:
         with torch.no_grad():
             counted = counter(model, image).unsupported_ops_warnings(False)
@@ -363,7 +363,7 @@ def test_mmengine_s_complexity_tool():
     model, images = small_network("bottleneck")
     with torch.no_grad():
         counted = tool(model, inputs=(images[0],), show_table=False, show_arch=False)
-    everything = count_conv_flops(DGNet(SMALL["bottleneck"], out_features=(0, 1)).eval(), 64)
+    everything = count_conv_flops(DGNet(SMALL["bottleneck"], out_indices=(1, 2)).eval(), 64)
     assert counted["flops"] >= everything
     assert counted["params"] == sum(p.numel() for p in model.parameters())
 

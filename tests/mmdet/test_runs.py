@@ -24,6 +24,7 @@ from gram_backbones import cli
 from gram_backbones.cli import mmdet as mmdet_cli
 from gram_backbones.d2.demo_dataset import CLASSES, make_demo_dataset
 from gram_backbones.mmdet import GramRunner
+from gram_backbones.mmdet.runs import _check_losses
 from tests.conftest import DATASETS, check_ended_well, needs_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,13 @@ def run(*command, python_path=None, **options):
         env["PYTHONPATH"] = str(python_path)
     command = [sys.executable, "-W", "ignore", *map(str, command)]
     return subprocess.run(command, env=env, capture_output=True, text=True, **options)
+
+
+def test_losses_that_are_not_finite_are_named():
+    _check_losses(dict(loss=torch.tensor(1.0), acc=50.0), 0)
+    losses = dict(loss=torch.tensor(float("nan")), loss_cls=torch.tensor(float("inf")), acc=50.0)
+    with pytest.raises(FloatingPointError, match="iteration 8: loss is nan, loss_cls is inf; no"):
+        _check_losses(losses, 7)
 
 
 def weights(file):
@@ -137,8 +145,20 @@ def test_the_tool_trains_evaluates_and_draws(trained):
     pictures = sorted((out / "pictures").glob("*.png"))
     assert [p.name for p in pictures] == ["000000.png", "000001.png", "000002.png"]
     picture = cv2.imread(str(pictures[0]))
-    assert picture.shape == (160, 320, 3)  # truth on the left, predictions on the right
-    assert np.abs(picture[:, :160].astype(int) - picture[:, 160:]).mean() > 1
+    assert picture.shape == (424, 806, 3)  # predictions on the left, truth on the right
+    assert np.abs(picture[24:, :400].astype(int) - picture[24:, 406:]).mean() > 1
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_stops_before_a_checkpoint(demo, tmp_path):
+    base = ROOT / "mmdet_configs/mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py"
+    extra = "optim_wrapper = dict(optimizer=dict(lr=1e30))"
+    file = write_config(tmp_path, base, demo, SMALL_MASK_RCNN + extra)
+    done = run(ROOT / "tools/train_mmdet.py", file, "--work-dir", tmp_path / "out", "--pictures", 0)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "FloatingPointError: training diverged at iteration 2: " in last and "nan" in last
+    assert not list((tmp_path / "out").glob("*.pth"))
 
 
 @pytest.mark.slow
@@ -326,7 +346,7 @@ model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))
     check_ended_well(done)
     assert "iter: 10" in done.stdout and "coco/bbox_mAP" in done.stdout
     assert (tmp_path / "iter_20.pth").is_file()
-    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
 
 
 def test_misspelt_variants_and_keys_are_told_what_they_may_mean(demo, monkeypatch, capsys):

@@ -1,0 +1,176 @@
+"""Pictures of detections: predictions on the left, ground truth on the right.
+
+Both frameworks' adapters draw with these functions, so that their pictures are alike.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+SCORE_THRESH = 0.5
+_BEST = 3  # instances to draw where none reaches the score
+_MIN_SIDE = 400  # pixels; smaller images are drawn larger, so that labels fit
+_FONT = 13  # pixels
+_TITLE = 15
+_BANNER = 24
+_GAP = 6
+_TINT = 0.4  # opacity of masks
+
+
+@dataclass
+class Instances:
+    """Predicted or annotated instances of an image.
+
+    Attributes:
+        boxes: ``(N, 4)``, corners x1, y1, x2, y2 in pixels.
+        classes: N indices into the names of the classes.
+        scores: N scores of predictions; None for ground truth.
+        masks: ``(N, H, W)`` of the image's size, boolean; None without masks.
+        crowds: which of N annotations are of crowds; None for none.
+    """
+
+    boxes: Tensor
+    classes: Sequence[int]
+    scores: Sequence[float] | None = None
+    masks: Tensor | None = None
+    crowds: Sequence[bool] | None = None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def select(self, chosen: Sequence[int]) -> Instances:
+        """The instances with these indices, in their order."""
+        index = torch.tensor(chosen, dtype=torch.long)
+        return Instances(
+            self.boxes[index],
+            [self.classes[i] for i in chosen],
+            None if self.scores is None else [self.scores[i] for i in chosen],
+            None if self.masks is None else self.masks[index],
+            None if self.crowds is None else [self.crowds[i] for i in chosen],
+        )
+
+
+def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """One hue per class, as RGB; it depends on the set of names, not on their order.
+
+    Examples:
+        >>> class_colours(["dog", "cat"]) == class_colours(["cat", "dog"])[::-1]
+        True
+    """
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    # Steps of the golden ratio: neighbours differ, and no hue comes twice.
+    rgb = [colorsys.hsv_to_rgb(places[name] * 0.618034 % 1, 0.85, 0.95) for name in names]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
+
+
+def draw_pair(
+    image: np.ndarray,
+    predicted: Instances,
+    truth: Instances | None,
+    names: Sequence[str],
+    score_thresh: float = SCORE_THRESH,
+) -> np.ndarray:
+    """Draw predictions (left) next to the ground truth (right), with titles.
+
+    Where no prediction reaches ``score_thresh``, the three best are drawn, and the title says so.
+
+    Args:
+        image: RGB, ``(H, W, 3)``, 8 bits.
+        predicted: with scores.
+        truth: None where it is not known.
+        names: of the classes.
+        score_thresh: minimum score of instances to draw.
+
+    Returns:
+        The picture, RGB.
+
+    Examples:
+        >>> found = Instances(torch.tensor([[10.0, 10.0, 60.0, 50.0]]), [0], scores=[0.9])
+        >>> photograph = np.zeros((400, 500, 3), np.uint8)
+        >>> draw_pair(photograph, found, None, ["cat"]).shape
+        (424, 1006, 3)
+    """
+    scores = predicted.scores or []
+    ranked = sorted(range(len(predicted)), key=lambda i: -scores[i])
+    chosen = [i for i in ranked if scores[i] >= score_thresh]
+    title = f"predicted, score >= {score_thresh:g}: {len(chosen)}"
+    if not ranked:
+        title = "predicted: nothing found"
+    elif not chosen:
+        chosen = ranked[:_BEST]
+        title = f"predicted: none with score >= {score_thresh:g}, the best {len(chosen)} drawn"
+    left = _titled(_drawn(image, predicted.select(chosen), names), title)
+    if truth is None:
+        right = _titled(_drawn(image, predicted.select([]), names), "truth: not loaded")
+    else:
+        crowds = sum(truth.crowds or [])
+        title = f"truth: {len(truth) - crowds or 'nothing'}"
+        title += f" and {crowds} crowd" if crowds else ""
+        right = _titled(_drawn(image, truth, names), title)
+    gap = np.full((len(left), _GAP, 3), 255, np.uint8)
+    return np.hstack([left, gap, right])
+
+
+def _drawn(image: np.ndarray, found: Instances, names: Sequence[str]) -> Image.Image:
+    """The image with masks, boxes and labels of instances; large ones lie below small ones."""
+    scale = max(1.0, _MIN_SIDE / min(image.shape[:2]))
+    height, width = (round(side * scale) for side in image.shape[:2])
+    resized = Image.fromarray(image).resize((width, height))
+    sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(1)
+    found = found.select(sizes.argsort(descending=True).tolist())
+    if not len(found):
+        return resized
+    palette = class_colours(names)
+    colours = [palette[index] for index in found.classes]
+    canvas = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    if found.masks is not None:
+        masks = F.interpolate(found.masks[None].float(), (height, width))[0] > 0.5
+        for mask, colour in zip(masks, colours):  # one by one: where they overlap, both show
+            canvas = draw_segmentation_masks(canvas, mask, _TINT, [colour])
+    boxes = found.boxes.float() * scale
+    boxes = torch.stack(
+        [boxes[:, 0::2].clamp(0, width - 1), boxes[:, 1::2].clamp(0, height - 1)], 2
+    ).flatten(1)
+    canvas = draw_bounding_boxes(canvas, boxes, colors=colours, width=2)
+    picture = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+    for i, (box, colour) in enumerate(zip(boxes.tolist(), colours)):
+        _label(picture, box, _text(found, i, names), colour)
+    return picture
+
+
+def _text(found: Instances, i: int, names: Sequence[str]) -> str:
+    name = names[found.classes[i]]
+    if found.scores is not None:
+        name += f" {found.scores[i]:.2f}"
+    return f"{name} (crowd)" if found.crowds is not None and found.crowds[i] else name
+
+
+def _label(
+    picture: Image.Image, box: Sequence[float], text: str, colour: tuple[int, int, int]
+) -> None:
+    """Write a label into the upper left corner of a box, above a small one."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT)
+    width, height = draw.textbbox((0, 0), text, font)[2:]
+    above = height + 4 if box[3] - box[1] < 4 * height else 0
+    x = max(0.0, min(box[0], picture.width - width - 5))
+    y = max(0.0, min(box[1] - above, picture.height - height - 4))
+    draw.rectangle((x, y, x + width + 4, y + height + 3), fill=colour)
+    bright = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 128
+    draw.text((x + 2, y + 1), text, "black" if bright else "white", font)
+
+
+def _titled(picture: Image.Image, title: str) -> np.ndarray:
+    """The picture below a white banner with its title, ``(H, W, 3)``."""
+    whole = Image.new("RGB", (picture.width, picture.height + _BANNER), "white")
+    whole.paste(picture, (0, _BANNER))
+    ImageDraw.Draw(whole).text((6, 3), title, "black", ImageFont.load_default(_TITLE))
+    return np.array(whole)
