@@ -27,6 +27,7 @@ from gram_backbones.classification.data import DATASETS, open_datasets
 from gram_backbones.classification.engine import Evaluation, Trainer
 from gram_backbones.classification.processes import Processes, primary_first, start_processes
 from gram_backbones.classification.recipes import RECIPES, find_recipe
+from gram_backbones.data import PictureError
 
 
 def keyword(text: str) -> tuple[str, Any]:
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace, processes: Processes) -> None:
         sys.exit(f"train_classifier.py: {error}")
     try:
         job()
-    except FloatingPointError as error:
+    except (FloatingPointError, PictureError) as error:
         sys.exit(f"train_classifier.py: {error}")
 
 

@@ -2,6 +2,7 @@
 """Train and evaluate an MMDetection config with one of our backbones, like MMDetection's train.py.
 
 tools/train_mmdet.py mmdet_configs/mask_rcnn/mask-rcnn_aognet-40m_fpn_1x_coco.py --data-root coco
+tools/train_mmdet.py CONFIG --dataset my_train=train.json:images/ --val my_val=val.json:images/
 torchrun --nproc-per-node 8 tools/train_mmdet.py CONFIG --data-root coco
 """
 
@@ -14,7 +15,9 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
+from gram_backbones.data import DataError, PictureError, read_pair
 from gram_backbones.distributed import end_processes
+from gram_backbones.mmdet.own_data import use_datasets
 from gram_backbones.mmdet.runs import (
     GramRunner,
     check_data,
@@ -31,6 +34,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO's folder, with annotations/, train2017/ and val2017/; replaces data_root in the "
         "config",
     )
+    place = "name=annotations.json:images/ or name=folder of YOLO, Pascal VOC or LabelMe"
+    parser.add_argument("--val", metavar="NAME=PLACE", help=f"own data to evaluate on: {place}")
     parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures")
     parser.add_argument(
         "--pictures",
@@ -67,7 +72,11 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or default
     if args.pictures:
         cfg.default_hooks.visualization = dict(type="PicturesHook", num=args.pictures)
-    check_data(cfg, loaders)
+    train, val = read_pair(args.dataset, args.val, cache=os.path.join(cfg.work_dir, "data"))
+    if args.val and not train and "train_dataloader" in loaders:
+        raise ValueError("--val is for --dataset, which is not given")
+    use_datasets(cfg, train, val, given=[*(args.cfg_options or {})])
+    check_data(cfg, [loader for loader in loaders if cfg.get(loader)])
     return cfg
 
 
@@ -82,6 +91,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser)
+    parser.add_argument(
+        "--dataset", metavar="NAME=PLACE", help="own data to train on, written like that of --val"
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size"
@@ -109,7 +121,7 @@ def main() -> None:
         if args.amp and not torch.cuda.is_available():
             raise ValueError("--amp needs a GPU")
         prepare_cpu_processes(cfg)
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         sys.exit(f"train_mmdet.py: {type(error).__name__}: {error}")
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
@@ -118,7 +130,7 @@ def main() -> None:
         cfg.auto_scale_lr.enable = True
     try:
         GramRunner.from_cfg(cfg).train()  # unnamed, so that it is freed before end_processes
-    except WeightError as error:
+    except (DataError, PictureError, WeightError) as error:
         sys.exit(f"train_mmdet.py: {error}")
     end_processes()
 
