@@ -198,7 +198,7 @@ class GramRunner(Runner):
                     hook.after_val_epoch(self)
         name = f"iter_{self.iter}.pth"
         # The process that fails saves, as the others may be stuck; all have the same weights.
-        # MMEngine lets only the first one save. The numbers are those of the next iteration already.
+        # MMEngine lets only the first one save. The numbers are already the next iteration's.
         save = inspect.unwrap(Runner.save_checkpoint)
         save(self, self.work_dir, name, meta=dict(epoch=self.epoch, iter=self.iter), by_epoch=False)
         with open(os.path.join(self.work_dir, "last_checkpoint"), "w") as file:
