@@ -10,7 +10,12 @@ from PIL import Image
 
 
 class PictureError(OSError):
-    """A picture that cannot be read; the message names its path."""
+    """A picture that cannot be read; the message is one line and names its path."""
+
+    def __init__(self, message: str):
+        # From a loader's process, torch passes on a traceback; its last line is the message.
+        line = (message.strip().splitlines() or [""])[-1]
+        super().__init__(line.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
 @contextmanager
@@ -31,7 +36,7 @@ def naming_picture(path: str | os.PathLike) -> Iterator[None]:
     except PictureError:
         raise
     except Exception as error:  # decoders raise whatever they stumble over
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PictureError(f"cannot read picture {os.fspath(path)}: {reason}") from error
 
 
