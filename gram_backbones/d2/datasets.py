@@ -140,9 +140,9 @@ def check_annotations(cfg: CfgNode) -> list[str]:
     Raises:
         DataError: there are errors.
     """
-    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    found = [_as_coco(name) for name in names]
-    return require_sound([dataset for dataset in found if dataset], masks=cfg.MODEL.MASK_ON)
+    val = [name for name in cfg.DATASETS.TEST if name not in cfg.DATASETS.TRAIN]
+    found = [filter(None, map(_as_coco, names)) for names in (cfg.DATASETS.TRAIN, val)]
+    return require_sound(*found, masks=cfg.MODEL.MASK_ON)
 
 
 def check_datasets(names: Iterable[str]) -> None:

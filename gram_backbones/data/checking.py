@@ -8,7 +8,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -42,6 +42,8 @@ KINDS = {
     "picture listed twice": (WARNING, "it counts twice"),
     "rotated by EXIF": (WARNING, "the frameworks rotate it; check that the boxes fit"),
 }
+# What does not matter where nothing is learned.
+_OF_LEARNING = ("nothing to learn", "picture without annotations", "class without annotations")
 _TOLERANCE = 1.0  # pixels that a box may reach over the border, from rounding
 _SHOWN = 5  # findings of a kind that the text names
 
@@ -160,11 +162,13 @@ def check_data(
     )
 
 
-def require_sound(datasets: Iterable[Dataset], *, masks: bool = False) -> list[str]:
+def require_sound(
+    train: Iterable[Dataset], val: Iterable[Dataset] = (), *, masks: bool = False
+) -> list[str]:
     """The quick check before a training: annotations, and that the pictures exist.
 
     Args:
-        datasets: to check.
+        train, val: to check; those for evaluation may have pictures without annotations.
         masks: see :func:`check_data`.
 
     Returns:
@@ -177,7 +181,11 @@ def require_sound(datasets: Iterable[Dataset], *, masks: bool = False) -> list[s
         >>> require_sound([])
         []
     """
-    reports = [check_data(dataset, masks=masks, pictures=False) for dataset in datasets]
+    options: dict[str, Any] = dict(masks=masks, pictures=False)
+    reports = [check_data(dataset, **options) for dataset in train]
+    for report in [check_data(dataset, **options) for dataset in val]:
+        kept = tuple(f for f in report.findings if f.kind not in _OF_LEARNING)
+        reports.append(replace(report, findings=kept))
     if bad := [report for report in reports if report.errors]:
         raise DataError(
             "the data has errors; python -m gram_backbones check-data lists all of them\n"

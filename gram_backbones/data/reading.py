@@ -171,6 +171,8 @@ def load_json(json_file: str | Path) -> dict[str, Any]:
         content = json.loads(Path(json_file).read_bytes())
     except ValueError as error:
         raise DataError(f"cannot read {json_file}: it is not JSON ({error})") from error
+    if isinstance(content, dict):  # COCO's files of test pictures have none
+        content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{json_file} is not in COCO's format: it has no list {key!r}")

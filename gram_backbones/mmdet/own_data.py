@@ -88,9 +88,9 @@ def _use(cfg: Config, part: str, data: Dataset) -> None:
             evaluator["ann_file"] = file
 
 
-def leaf_datasets(dataset: dict | None) -> Iterator[dict]:
-    """All data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if not dataset:
+def leaf_datasets(dataset: Any) -> Iterator[dict]:
+    """The configs of all data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    if not isinstance(dataset, dict) or not dataset:
         return
     inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets", [])
     for item in inner:
@@ -100,12 +100,16 @@ def leaf_datasets(dataset: dict | None) -> Iterator[dict]:
 
 
 def class_names(dataset: dict) -> tuple[str, ...]:
-    """The class names that a data set's config asks for; empty if it reads them from a file."""
+    """The class names that a data set's config asks for.
+
+    Empty if it reads them from a file, or if the heads count others: only things, or words.
+    """
     kind = dataset["type"]
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     known = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
     names = known.get("classes", ())
-    return () if isinstance(names, str) else tuple(names)
+    others = "stuff_classes" in known or dataset.get("return_classes")
+    return () if others or isinstance(names, str) else tuple(names)
 
 
 def loader_classes(loader: Any) -> tuple[str, ...]:
@@ -129,11 +133,11 @@ def check_classes(model: nn.Module, loaders: Iterable[Any]) -> None:
                 check_number(f"{name}.num_classes", number, "metainfo", classes)
 
 
-def check_annotations(loaders: Iterable[Any], *, masks: bool) -> list[str]:
+def check_annotations(train: Any, val: Any = None, *, masks: bool) -> list[str]:
     """The quick check of the data sets that are COCO JSON, and of the classes chosen from them.
 
     Args:
-        loaders: configs of the loaders.
+        train, val: configs of the loaders.
         masks: whether a mask head is trained.
 
     Returns:
@@ -143,12 +147,14 @@ def check_annotations(loaders: Iterable[Any], *, masks: bool) -> list[str]:
         DataError: the annotations have errors, or lack a class of the config.
         FileNotFoundError: the annotations or the folder of the pictures are missing.
     """
-    datasets, warnings = [], []
-    for loader in loaders:
+    found: list[list[Dataset]] = []
+    warnings = []
+    for loader in (train, val):
+        found.append([])
         for leaf in leaf_datasets(loader["dataset"]) if isinstance(loader, Mapping) else ():
             if not _is_coco(leaf) or (data := _as_coco(leaf)) is None:
                 continue
-            datasets.append(data)
+            found[-1].append(data)
             names = class_names(leaf)
             if names:
                 # MMDetection numbers classes by their order in the file.
@@ -157,7 +163,7 @@ def check_annotations(loaders: Iterable[Any], *, masks: bool) -> list[str]:
                     check_same_classes("metainfo of the config", names, data.name, data.listed)
                 if left := [name for name in data.listed if name not in names]:
                     warnings.append(f"{data.name}: the config leaves out the classes {left}")
-    return warnings + require_sound(datasets, masks=masks)
+    return warnings + require_sound(*found, masks=masks)
 
 
 class NamingPipeline:

@@ -171,7 +171,7 @@ class GramRunner(Runner):
         model = getattr(self.model, "module", self.model)
         check_classes(model, loaders)
         if self.rank == 0:
-            for line in check_annotations(loaders, masks=getattr(model, "with_mask", False)):
+            for line in check_annotations(*loaders, masks=getattr(model, "with_mask", False)):
                 self.logger.warning(line)
         try:
             return super().train()

@@ -169,6 +169,16 @@ def test_bad_lists_of_pictures_and_classes_are_found(tmp_path, key, kind, extra)
     assert kind in kinds(read_dataset(write(tmp_path, data)), pictures=False)
 
 
+def test_pictures_for_evaluation_need_no_annotations(tmp_path):
+    """COCO's test pictures have none."""
+    test = content()
+    del test["annotations"]
+    data = read_dataset(write(tmp_path, test))
+    assert require_sound([], [data]) == []
+    with pytest.raises(DataError, match="nothing to learn"):
+        require_sound([data])
+
+
 def spoil(path, kind):
     if kind == "missing picture":
         path.unlink()

@@ -22,6 +22,8 @@ from gram_backbones.mmdet import GramRunner
 from gram_backbones.mmdet.own_data import (
     check_annotations,
     check_classes,
+    class_names,
+    loader_classes,
     name_pictures,
     use_datasets,
 )
@@ -109,6 +111,15 @@ def loader_of(spec, classes=None):
     return dict(dataset=dict(type="RepeatDataset", times=2, dataset=leaf))
 
 
+def test_data_sets_with_stuff_or_words_are_not_compared_with_heads():
+    """Their heads count other things than the names in metainfo."""
+    init_default_scope("mmdet")
+    assert class_names(dict(type="CocoPanopticDataset")) == ()
+    assert class_names(dict(type="CocoDataset", return_classes=True)) == ()
+    assert len(class_names(dict(type="CocoDataset"))) == 80
+    assert loader_classes(dict(dataset=[1, 2, 3])) == ()  # built by the user
+
+
 class Head(nn.Module):
     def __init__(self, number):
         super().__init__()
@@ -140,9 +151,9 @@ def test_class_names_of_a_config_must_be_in_the_file(specs, classes, message):
     loaders = (loader_of(specs[0], classes),)
     if message:
         with pytest.raises(DataError, match=message):
-            check_annotations(loaders, masks=True)
+            check_annotations(*loaders, masks=True)
     else:
-        warnings = check_annotations(loaders, masks=True)
+        warnings = check_annotations(*loaders, masks=True)
         left = [line for line in warnings if "leaves out the classes ['box']" in line]
         assert len(left) == (len(classes) == 2)
 
@@ -150,7 +161,7 @@ def test_class_names_of_a_config_must_be_in_the_file(specs, classes, message):
 def test_annotations_with_errors_are_refused(specs, tmp_path):
     next((tmp_path / "demo/train").glob("*.png")).unlink()
     with pytest.raises(DataError, match="missing picture"):
-        check_annotations((loader_of(specs[0], LISTED),), masks=True)
+        check_annotations(loader_of(specs[0], LISTED), masks=True)
 
 
 def test_a_built_data_set_names_the_picture(specs, tmp_path):
