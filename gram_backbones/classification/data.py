@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import datasets, transforms
 
+from ..data import naming_picture
 from ..preprocessing import Preprocessing
 from .recipes import Recipe
 
@@ -111,12 +112,22 @@ def open_folder(folder: Path, transform: Callable) -> datasets.ImageFolder:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     try:
-        return datasets.ImageFolder(folder, transform)
+        return datasets.ImageFolder(folder, transform, loader=read_picture)
     except FileNotFoundError as error:
         reason = shorten(str(error), 150, placeholder=" …")
         raise FileNotFoundError(
             f"{folder} must contain one folder of images per class: {reason}"
         ) from error
+
+
+def read_picture(path: str) -> Image:
+    """An RGB picture from a file.
+
+    Raises:
+        PictureError: the file cannot be read; the message names its path.
+    """
+    with naming_picture(path):
+        return datasets.folder.default_loader(path)
 
 
 def build_transform(

@@ -182,13 +182,15 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
 
 def run(args: argparse.Namespace, processes: Processes) -> None:
     """Run the job; its errors end the process with a sentence."""
+    from ..data import PictureError
+
     try:
         job = prepare(args, processes)
     except (OSError, ValueError) as error:
         sys.exit(f"{args.prog}: {error}")
     try:
         job()
-    except FloatingPointError as error:
+    except (FloatingPointError, PictureError) as error:
         sys.exit(f"{args.prog}: {error}")
 
 

@@ -2,6 +2,7 @@
 
 {prog} --config mask_rcnn_aognet40m_fpn_1x --num-gpus 8
 {prog} --config … --eval-only MODEL.WEIGHTS output/model_final.pth
+{prog} --config … --dataset my_train=train.json:images/ --val my_val=val.json:images/
 
 Pairs of KEY VALUE at the end change the config. VERBOSE True logs versions, the whole config and
 the model's modules.
@@ -12,11 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..config_folders import find_config
 from . import setup
+from .setup import PLACE
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -32,6 +34,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="CONFIG",
         help="a file, or the name of a shipped config (gram-backbones configs --names d2)",
     )
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME=PLACE",
+        help=f"own data to train on, in place of DATASETS.TRAIN: {PLACE}",
+    )
+    parser.add_argument("--val", metavar="NAME=PLACE", help="own data to evaluate on")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any"
     )
@@ -57,6 +65,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser = make_parser(prog)
     args = parser.parse_args(argv)
     args.prog = parser.prog
+    args.own = (None, None)
     if not args.config_file:
         parser.error("give a config: --config mask_rcnn_aognet40m_fpn_1x")
     return args
@@ -68,19 +77,27 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
     from ..d2 import add_gram_backbones_config
     from ..d2.config import merge_config
-    from ..d2.datasets import check_datasets
+    from ..d2.datasets import check_datasets, set_classes, use_datasets
     from ..d2.interface import CONFIG_NODES
     from ..d2.runs import on_available_device
+    from ..data import read_pair
     from ..registry import find_variant
     from ..weights.files import fetch_file
     from ..weights.records import is_published
 
     cfg = get_cfg()
     add_gram_backbones_config(cfg)
-    merge_config(cfg, str(find_config(args.config_file, ["d2"])), args.opts)
+    file = str(find_config(args.config_file, ["d2"]))
+    merge_config(cfg, file, args.opts)
     cfg = on_available_device(cfg)
     for node in CONFIG_NODES:
         find_variant(cfg.MODEL[node].VARIANT)  # raises if there is none
+    if args.dataset or (args.eval_only and args.val):
+        args.own = read_pair(args.dataset, args.val, cache=os.path.join(cfg.OUTPUT_DIR, "data"))
+        train, val = args.own
+        use_datasets(cfg, train, val, given=_given_keys(file, args.opts))
+    elif args.val:
+        raise ValueError("--val is for --dataset or --eval-only, and neither is given")
     names = list(cfg.DATASETS.TEST)
     resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
@@ -90,9 +107,24 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     weights = "" if resumes else cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not is_published(weights):
         fetch_file(weights)  # raises if there is none
-    check_datasets(names if args.eval_only else [*cfg.DATASETS.TRAIN, *names])
+    names = names if args.eval_only else [*cfg.DATASETS.TRAIN, *names]
+    check_datasets(names)
+    set_classes(cfg, names)
     cfg.freeze()
     return cfg
+
+
+def _given_keys(file: str, opts: Sequence[str]) -> list[str]:
+    """The keys that the config file with its bases and the command line set."""
+    from detectron2.config import CfgNode
+
+    def keys(node: dict, path: str = "") -> Iterator[str]:
+        for key, value in node.items():
+            yield f"{path}{key}"
+            if isinstance(value, dict):
+                yield from keys(value, f"{path}{key}.")
+
+    return [*keys(CfgNode.load_yaml_with_base(file)), *opts[::2]]
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -103,7 +135,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         cfg = load_config(args)
-    except (AssertionError, FileNotFoundError, KeyError, ValueError) as error:
+    except (AssertionError, FileNotFoundError, ImportError, KeyError, ValueError) as error:
         # Detectron2 and yacs raise AssertionError for wrong files, keys and values.
         said = error.args[-1] if error.args else error
         sys.exit(f"{args.prog}: {type(error).__name__}: {said}")
@@ -118,12 +150,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 
 def _run_process(cfg: CfgNode, args: argparse.Namespace) -> None:
+    from ..d2.datasets import register_dataset
     from ..d2.engine import end_launched_processes
+    from ..data import DataError, PictureError
     from ..weights.files import WeightError
 
+    for dataset in filter(None, args.own):  # launched processes know nothing of the first one's
+        register_dataset(dataset)
     try:
         _run(cfg, args)
-    except WeightError as error:
+    except (DataError, PictureError, WeightError) as error:
         sys.exit(f"{args.prog}: {error}")
     end_launched_processes()
 
@@ -139,7 +175,9 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only:
         cfg = start_run(cfg)
         model = GramTrainer.build_model(cfg)
-        checkpointer = GramCheckpointer(model, cfg.OUTPUT_DIR, heads="exact")
+        checkpointer = GramCheckpointer(
+            model, cfg.OUTPUT_DIR, heads="exact", classes=cfg.MODEL.CLASSES
+        )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         GramTrainer.test(cfg, model)
         return

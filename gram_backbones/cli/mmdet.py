@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..config_folders import find_config
 from ..suggestions import did_you_mean
 from . import setup
+from .setup import PLACE
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _TRAIN = """Train and evaluate an MMDetection config with one of our backbones, like MMDetection's.
 
 {prog} mask-rcnn_aognet-40m_fpn_1x_coco --data-root coco
+{prog} CONFIG --dataset my_train=train.json:images/ --val my_val=val.json:images/
 
 Several processes: torchrun --nproc-per-node 8 -m gram_backbones train CONFIG --data-root coco
 """
@@ -31,6 +33,7 @@ _TEST = """Evaluate a trained MMDetection config with one of our backbones, like
 def train_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Arguments of a training."""
     parser = _common_parser(_TRAIN, prog)
+    parser.add_argument("--dataset", metavar="NAME=PLACE", help=f"own data to train on: {PLACE}")
     parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size"
@@ -52,6 +55,7 @@ def test_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="file of a trained detector; only its tensors are read")
     help = "evaluate a deployed copy: norms folded in, fused operators"
     parser.add_argument("--deploy", action="store_true", help=help)
+    parser.set_defaults(dataset=None)
     return parser
 
 
@@ -66,6 +70,7 @@ def _common_parser(text: str, prog: str | None) -> argparse.ArgumentParser:
         help="COCO's folder, with annotations/, train2017/ and val2017/; replaces data_root in the "
         "config",
     )
+    parser.add_argument("--val", metavar="NAME=PLACE", help=f"own data to evaluate on: {PLACE}")
     parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures")
     parser.add_argument(
         "--pictures",
@@ -99,6 +104,8 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     """The config with the command line's changes; raises if data is missing."""
     from mmengine.config import Config
 
+    from ..data import read_pair
+    from ..mmdet.own_data import use_datasets
     from ..mmdet.runs import check_data, check_variant, set_data_root
 
     file = find_config(args.config, ["mmdet"])
@@ -116,7 +123,11 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
         cfg.default_hooks.visualization = dict(type="PicturesHook", num=args.pictures)
     cfg.verbose = args.verbose or cfg.get("verbose", False)
     check_variant(cfg)
-    check_data(cfg, loaders)
+    train, val = read_pair(args.dataset, args.val, cache=os.path.join(cfg.work_dir, "data"))
+    if args.val and not train and "train_dataloader" in loaders:
+        raise ValueError("--val is for --dataset, which is not given")
+    use_datasets(cfg, train, val, given=[*changes])
+    check_data(cfg, [loader for loader in loaders if cfg.get(loader)])
     return cfg
 
 
@@ -204,16 +215,17 @@ def _prepare_test(args: argparse.Namespace) -> Config:
 
 def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
     setup.start(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    from ..data import DataError, PictureError
     from ..distributed import end_processes
     from ..mmdet.runs import GramRunner
     from ..weights.files import WeightError
 
     try:
         cfg = prepare()
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         sys.exit(f"{prog}: {type(error).__name__}: {error}")
     try:
         getattr(GramRunner.from_cfg(cfg), job)()  # unnamed, freed before end_processes
-    except WeightError as error:
+    except (DataError, PictureError, WeightError) as error:
         sys.exit(f"{prog}: {error}")
     end_processes()

@@ -10,6 +10,7 @@ from ..config_folders import find_config
 from ..threads import choose_threads
 from ..upstream_warnings import silence_known_warnings
 
+PLACE = "name=annotations.json:images/ or name=folder of YOLO, Pascal VOC or LabelMe"
 Parsers = Mapping[str, Callable[[str], argparse.ArgumentParser]]
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from ..data import check_checkpoint_classes
 from ..staged import Variant
 from ..weights.detector import fit_detector, is_required
-from ..weights.files import WeightError, fetch_file
+from ..weights.files import WeightError, fetch_file, read_classes
 from ..weights.fit import match
 from ..weights.published import read_weights
 from ..weights.records import is_published
@@ -34,8 +36,13 @@ class GramCheckpointer(DetectionCheckpointer):
         heads: which tensors outside the backbone are required: ``"optional"``, or ``"exact"`` for
             evaluation and prediction (see :func:`gram_backbones.weights.detector.fit_detector`).
         accept_license: see :func:`gram_backbones.load_weights`.
+        classes: class names of the data, which are saved with the model; empty if unknown.
+
+    Attributes:
+        file_classes: class names in the file that was loaded last; empty if it had none.
 
     Raises:
+        DataError: the file's class names contradict ``classes``.
         FileNotFoundError: there is no such file.
         WeightError: the file cannot be read or leaves a tensor unfilled. The message lists the
             names, and the model is left as it was.
@@ -50,13 +57,21 @@ class GramCheckpointer(DetectionCheckpointer):
         *,
         heads: str = "optional",
         accept_license: str | None = None,
+        classes: Sequence[str] = (),
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self._heads = heads
         self._accept_license = accept_license
+        self._classes = list(classes)
         self._resumes = False
         self.has_loaded = False  # or was asked to load nothing
+        self.file_classes: list[str] = []
+
+    def save(self, name: str, **kwargs) -> None:
+        """Like Detectron2's, with the class names."""
+        meta = {"meta": {"classes": json.dumps(self._classes)}} if self._classes else {}
+        super().save(name, **meta, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint, or load ``path``."""
@@ -92,6 +107,11 @@ class GramCheckpointer(DetectionCheckpointer):
         model = getattr(self.model, "module", self.model)
         own = model.state_dict()
         file = checkpoint.pop("__file__", None)
+        record = checkpoint.get("meta", {}) if file is None else file.record
+        self.file_classes = read_classes(record)
+        source = "the checkpoint to resume from" if file is None else file.source
+        exact = self._resumes or self._heads == "exact"
+        check_checkpoint_classes(source, self.file_classes, self._classes, exact=exact)
         if file is None:
             _require_all(own, checkpoint["model"])
             return super()._load_model(checkpoint)

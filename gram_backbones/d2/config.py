@@ -17,6 +17,9 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     for name, node in CONFIG_NODES.items():
         if name not in cfg.MODEL:
             cfg.MODEL[name] = node.clone()
+    # Class names in the order of the heads' outputs; the trainer fills them in from the data.
+    if "CLASSES" not in cfg.MODEL:
+        cfg.MODEL.CLASSES = []
     # Evaluate and predict with a deployed copy of the backbone: norms folded in, fused operators.
     if "DEPLOY" not in cfg.TEST:
         cfg.TEST.DEPLOY = False

@@ -9,7 +9,13 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import (
+    DatasetMapper,
+    Metadata,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import (
     AMPTrainer,
     DefaultPredictor,
@@ -23,13 +29,14 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
+from ..data import PictureError
 from ..dgnet.gate_report import report_gates
 from ..distributed import end_processes
 from ..fused import deploy
 from ..layers import has_fixed_parts
 from ..threads import resume_threads
 from .checkpoint import GramCheckpointer
-from .datasets import check_datasets
+from .datasets import NamingMapper, check_annotations, check_datasets, set_classes
 from .pictures import save_pictures
 from .replay import ReseedHook, build_replayable_train_loader, is_replayable
 from .runs import EarlyProgressHook, on_available_device, start_run
@@ -52,8 +59,14 @@ class GramTrainer(DefaultTrainer):
         cfg.merge_from_file(get_config_file("mask_rcnn_aognet40m_fpn_1x"))
         GramTrainer(cfg).train()
 
+    The class names of the data are in ``MODEL.CLASSES`` and in every checkpoint. A picture that
+    cannot be read ends the run after the weights were saved.
+
     Raises:
+        DataError: the annotations have errors, or the classes of the config, a checkpoint or the
+            data sets contradict each other.
         FileNotFoundError: files of a data set are missing; the message lists the paths.
+        PictureError: a picture cannot be read; the message names its path.
         ValueError: a data set is not registered.
     """
 
@@ -62,8 +75,11 @@ class GramTrainer(DefaultTrainer):
         # for device ids, which DDP refuses on CPUs.
         TrainerBase.__init__(self)
         check_datasets(self._dataset_names(cfg))
-        cfg = start_run(cfg)
+        cfg = start_run(_with_classes(cfg))
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        if comm.is_main_process():
+            for report in check_annotations(cfg):
+                logger.warning(report)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -74,7 +90,9 @@ class GramTrainer(DefaultTrainer):
         engine = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = engine(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = GramCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = GramCheckpointer(
+            model, cfg.OUTPUT_DIR, classes=cfg.MODEL.CLASSES, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -105,12 +123,6 @@ class GramTrainer(DefaultTrainer):
         # Before Detectron2's own writer, which is the last.
         *stock, last = super().build_hooks()
         return [*reseed, *stock, *early, last]
-
-    def train(self):
-        """Load ``MODEL.WEIGHTS`` if nothing has been loaded, and train."""
-        if not self.checkpointer.has_loaded:
-            self.resume_or_load(resume=False)
-        return super().train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint and its position in the data, or load weights."""
@@ -145,6 +157,28 @@ class GramTrainer(DefaultTrainer):
         resume_threads(state_dict.get("threads"))
         super().load_state_dict(state_dict)
 
+    def train(self):
+        """Like Detectron2's; where a picture cannot be read, save the weights first."""
+        self._completed = self.start_iter - 1
+        try:
+            return super().train()
+        except PictureError as error:
+            if self._completed >= self.start_iter:
+                self._save_completed()
+                logger.error("Saved iteration %d. Then: %s", self._completed, error)
+            raise
+
+    def run_step(self) -> None:
+        """One iteration; the weights are good when it has ended."""
+        super().run_step()
+        self._completed = self.iter
+
+    def _save_completed(self) -> None:
+        # The process that fails saves, as the others may be stuck; all have the same weights.
+        self.checkpointer.save_to_disk = True
+        self.iter = self._completed
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
         """A loader that can continue from an iteration, or Detectron2's own if that is impossible.
@@ -162,7 +196,13 @@ class GramTrainer(DefaultTrainer):
             cfg.SEED,
             cfg.DATALOADER.SAMPLER_TRAIN,
         )
-        return super().build_train_loader(cfg)
+        return build_detection_train_loader(cfg, mapper=NamingMapper(DatasetMapper(cfg, True)))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Detectron2's, with errors that name the picture."""
+        mapper = NamingMapper(DatasetMapper(cfg, False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
@@ -189,6 +229,8 @@ class GramTrainer(DefaultTrainer):
 class GramPredictor(DefaultPredictor):
     """``DefaultPredictor`` that raises unless ``MODEL.WEIGHTS`` fill the whole detector.
 
+    The class names in ``metadata`` are those of ``MODEL.CLASSES``, or otherwise the file's.
+
     With ``TEST.DEPLOY`` it predicts with a deployed copy: `gram_backbones.fused.deploy`.
     """
 
@@ -205,9 +247,15 @@ class GramPredictor(DefaultPredictor):
         stock.MODEL.WEIGHTS = ""
         super().__init__(stock)
         self.cfg = cfg.clone()
+        self.metadata = Metadata()
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        GramCheckpointer(self.model, heads="exact").load(cfg.MODEL.WEIGHTS)
+        checkpointer = GramCheckpointer(self.model, heads="exact", classes=cfg.MODEL.CLASSES)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+        classes = list(cfg.MODEL.CLASSES) or checkpointer.file_classes
+        if classes and self.metadata.get("thing_classes") != classes:
+            # Not the catalog's: the data set need not be registered where a model predicts.
+            self.metadata = Metadata(thing_classes=classes)
         if cfg.TEST.DEPLOY:
             self.model = deploy(self.model)
 
@@ -217,6 +265,16 @@ def end_launched_processes() -> None:
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     end_processes()
+
+
+def _with_classes(cfg: CfgNode) -> CfgNode:
+    """A copy with the class names of the data."""
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    set_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if frozen:
+        cfg.freeze()
+    return cfg
 
 
 def _draw_results(cfg: CfgNode, dataset_name: str) -> None:

@@ -30,6 +30,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..seeding import AUGMENTATION, MODEL, seed_everything, seeded
+from .datasets import NamingMapper
 
 
 class ReseedHook(HookBase):
@@ -137,7 +138,8 @@ def build_replayable_train_loader(
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(item["width"] > item["height"]) for item in dicts]
-    dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper or DatasetMapper(cfg, True))
+    mapper = NamingMapper(mapper or DatasetMapper(cfg, True))
+    dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper)
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
     if rest or batch_size < 1:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,11 +15,14 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
+from ..data import PictureError, check_checkpoint_classes
 from ..dgnet.gate_report import report_gates
 from ..fused import deploy
 from ..seeding import MODEL, seed_everything
@@ -29,6 +33,13 @@ from ..weights.files import WeightError
 from ..weights.published import read_weights
 from .channels import fill_channels
 from .interface import MMDetInterface
+from .own_data import (
+    check_annotations,
+    check_classes,
+    leaf_datasets,
+    loader_classes,
+    name_pictures,
+)
 from .progress import EarlyProgressHook
 from .replay import is_replayable, replayable, resume_line
 
@@ -74,7 +85,7 @@ def check_data(cfg: Config, loaders: Iterable[str] = LOADERS) -> None:
     """
     missing = []
     for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get("dataset")):
+        for dataset in leaf_datasets((cfg.get(loader) or {}).get("dataset")):
             root = dataset.get("data_root") or ""
             prefixes = [v for v in (dataset.get("data_prefix") or {}).values() if v]
             paths = [p for p in [dataset.get("ann_file"), *prefixes] if isinstance(p, str) and p]
@@ -103,17 +114,6 @@ def check_variant(cfg: Config) -> None:
     family = MODELS.get(backbone.get("type", ""))
     if isinstance(family, type) and issubclass(family, MMDetInterface) and "variant" in backbone:
         family.find_variant(backbone["variant"])
-
-
-def _datasets(dataset: dict | None) -> Iterator[dict]:
-    """All data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if not dataset:
-        return
-    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets", [])
-    for item in inner:
-        yield from _datasets(item)
-    if not inner:
-        yield dataset
 
 
 def prepare_cpu_processes(cfg: Config) -> None:
@@ -179,8 +179,13 @@ class GramRunner(Runner):
     before training may predictors of another number of classes keep their start.
     With ``deploy = True`` in the config a deployed copy is tested, see `gram_backbones.fused`.
     A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
+    Training starts with a check of the annotations and classes. A picture that cannot be read ends
+    it after the weights were saved.
 
     Raises:
+        DataError: the annotations have errors, or the classes of heads, data sets or a checkpoint
+            contradict each other.
+        PictureError: a picture cannot be read; the message names its path.
         FileNotFoundError: there is no such file.
         FloatingPointError: the loss is not finite; raised before a checkpoint could be written.
         WeightError: the file is not read or leaves a tensor unfilled, and nothing was changed; or
@@ -189,7 +194,11 @@ class GramRunner(Runner):
 
     model: nn.Module
     _train_dataloader: Any
+    _val_dataloader: Any
+    _test_dataloader: Any
     _resumes = False
+    _evaluates = False
+    _started = 0
     _heads = "exact"
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -226,10 +235,43 @@ class GramRunner(Runner):
     def train(self) -> nn.Module:
         """Train, and return the model."""
         self._heads = "other_classes"
+        loaders = (self._train_dataloader, self._val_dataloader)
+        model = getattr(self.model, "module", self.model)
+        check_classes(model, loaders)
+        if self.rank == 0:
+            for line in check_annotations(*loaders, masks=getattr(model, "with_mask", False)):
+                self.logger.warning(line)
         try:
             return super().train()
+        except PictureError as error:
+            self._save_completed(error)
+            raise
         finally:
             self._heads = "exact"
+
+    @staticmethod
+    def build_dataloader(*args, **kwargs) -> DataLoader:
+        """MMEngine's, with errors that name the picture."""
+        loader = Runner.build_dataloader(*args, **kwargs)
+        name_pictures(loader.dataset)
+        return loader
+
+    def _save_completed(self, error: PictureError) -> None:
+        """Save the weights of the last iteration, from which a run can be resumed."""
+        if self.iter <= self._started:
+            return
+        if self._evaluates:
+            for hook in self.hooks:
+                if isinstance(hook, EMAHook):  # its average is in the model now
+                    hook.after_val_epoch(self)
+        name = f"iter_{self.iter}.pth"
+        # The process that fails saves, as the others may be stuck; all have the same weights.
+        # MMEngine lets only the first one save. The numbers are already the next iteration's.
+        save = inspect.unwrap(Runner.save_checkpoint)
+        save(self, self.work_dir, name, meta=dict(epoch=self.epoch, iter=self.iter), by_epoch=False)
+        with open(os.path.join(self.work_dir, "last_checkpoint"), "w") as file:
+            file.write(os.path.join(self.work_dir, name))
+        self.logger.error(f"Saved {name}. Then: {error}")
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """MMEngine's, with samples that do not depend on the loader's workers."""
@@ -250,6 +292,10 @@ class GramRunner(Runner):
             _check_losses(kwargs.get("outputs"), self.iter)
         if fn_name == "before_train_iter":
             seed_everything(MODEL, self.seed, self.rank, self.iter)
+        if fn_name == "before_train":
+            self._started = self.iter
+        if fn_name in ("before_val_epoch", "after_val_epoch"):
+            self._evaluates = fn_name == "before_val_epoch"
         super().call_hook(fn_name, **kwargs)
         if self.cfg.get("deploy") and fn_name == "before_test_epoch":
             # After EMAHook has put its weights in; it takes them out of the trained model.
@@ -283,13 +329,18 @@ class GramRunner(Runner):
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Fill the detector from a file; see the class."""
+        training = self._heads != "exact"
+        classes = loader_classes(self._train_dataloader if training else self._test_dataloader)
         if self._resumes:
             checkpoint = super().load_checkpoint(filename, *args, **{**kwargs, "strict": True})
+            theirs = (checkpoint["meta"].get("dataset_meta") or {}).get("classes", ())
+            check_checkpoint_classes(filename, theirs, classes, exact=True)
             resume_threads(checkpoint["meta"].get("threads"))
             return checkpoint
         model = getattr(self.model, "module", self.model)
         variant = next((part.variant for part in self._parts().values()), None)
         file = read_weights(filename, variant)
+        check_checkpoint_classes(filename, file.classes, classes, exact=not training)
         found = fit_detector(model.state_dict(), self._parts(), file, heads=self._heads)
         model.load_state_dict(found.values, strict=False)
         for module in self._parts().values():

@@ -7,6 +7,7 @@ Supported are safetensors, torch's own files of tensors and plain values, MMEngi
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -41,7 +42,8 @@ class WeightFile:
     Attributes:
         source: path or address, for messages.
         tensors: by name, without the wrapper that frameworks put around them.
-        record: plain values stored next to the tensors (see `gram_backbones.weights.records`).
+        record: plain values stored next to the tensors (see `gram_backbones.weights.records`);
+            ``classes`` of a detector are its class names, as JSON.
 
     Examples:
         >>> from gram_backbones import AOGNet, load_weights
@@ -54,6 +56,25 @@ class WeightFile:
     source: str
     tensors: Mapping[str, Tensor]
     record: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        """A detector's class names; empty if the file has none."""
+        return read_classes(self.record)
+
+
+def read_classes(record: Mapping[str, str]) -> list[str]:
+    """The class names in a file's record; empty if it has none.
+
+    Examples:
+        >>> read_classes({"classes": '["cat", "dog"]'})
+        ['cat', 'dog']
+    """
+    try:
+        names = json.loads(record.get("classes", "[]"))
+    except ValueError:
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> WeightFile:
@@ -216,6 +237,10 @@ def _record(content: Any) -> dict[str, str]:
     meta = content.get("meta")
     plain = dict(meta) if isinstance(meta, dict) else {}
     plain |= {"author": content["__author__"]} if "__author__" in content else {}
+    data = plain.get("dataset_meta")  # of MMEngine
+    names = data.get("classes") if isinstance(data, dict) else None
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        plain["classes"] = json.dumps(names)
     return {k: str(v) for k, v in plain.items() if isinstance(k, str) and _is_plain(v)}
 
 

@@ -1,0 +1,24 @@
+"""Your own data sets: reading, converting and checking them, without torch or a framework."""
+
+from .checking import Finding, Report, check_data, require_sound
+from .classes import check_checkpoint_classes, check_number, check_same_classes
+from .pictures import PictureError, naming_picture
+from .reading import DataError, Dataset, in_id_order, read_coco, read_dataset, read_pair
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Finding",
+    "PictureError",
+    "Report",
+    "check_checkpoint_classes",
+    "check_data",
+    "check_number",
+    "check_same_classes",
+    "in_id_order",
+    "naming_picture",
+    "read_coco",
+    "read_dataset",
+    "read_pair",
+    "require_sound",
+]

@@ -1,0 +1,60 @@
+"""Pictures that the training of a classifier cannot read."""
+
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("timm", reason="timm is not installed")
+
+from gram_backbones.classification.checkpoint import read_checkpoint
+from gram_backbones.data import PictureError
+from tests.classification.test_training import (  # noqa: F401 (the fixture applies here too)
+    TOOL,
+    load_tool,
+    make_folder,
+    refused,
+    tiny_model,
+    tiny_recipe,
+    trainer,
+)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("few"), 4, 3)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool(TOOL)
+
+
+@pytest.mark.parametrize("workers", (0, pytest.param(1, marks=pytest.mark.slow)))
+def test_a_picture_that_cannot_be_read_ends_in_one_sentence(
+    tool, monkeypatch, few, tmp_path, workers
+):
+    root = shutil.copytree(few, tmp_path / "data")
+    picture = root / "train/box/1.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    run = ("--model", "aognet_tiny", "--recipe", "aognet_cifar", "--data", root, "--batch-size", 16)
+    run += ("--img-size", 16, "--output", tmp_path / "out", "--workers", workers, "--epochs", 1)
+    assert f"cannot read picture {picture}: " in refused(tool, monkeypatch, *run)
+
+
+def test_a_picture_that_cannot_be_read_leaves_the_epochs_before(few, tmp_path, monkeypatch):
+    root = shutil.copytree(few, tmp_path / "data")
+    run = trainer(root, tmp_path / "out", tiny_recipe())
+    save = run._save
+
+    def save_and_spoil():
+        save()
+        for picture in (root / "train").rglob("*.png"):
+            picture.write_bytes(b"")
+
+    monkeypatch.setattr(run, "_save", save_and_spoil)
+    with pytest.raises(PictureError, match=r"train/\w+/\d.png"):
+        run.run()
+    saved = read_checkpoint(tmp_path / "out/last.pth")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in saved.values())
+    assert run.history[-1]["epoch"] == 1
