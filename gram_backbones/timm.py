@@ -414,17 +414,6 @@ def _fitted(state: Mapping[str, Tensor], model: TimmInterface) -> dict[str, Tens
     name = f"{cfg['first_conv']}.weight"
     channels, (out, _, *kernel) = cfg["input_size"][0], own[name].shape
     own[name] = own[name].new_empty(out, channels, *kernel)
-    return _found(state, own, model)
-
-
-def _found(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: TimmInterface
-) -> dict[str, Tensor]:
-    """The model's tensors, under any known names, and what it starts without where there is none.
-
-    Raises:
-        WeightError: see :func:`gram_backbones.weights.fit`.
-    """
     found = fit(own, model.variant, WeightFile("the file of pretrained weights", state))
     found = found.after_start(model)
     for level, line in found.report():
