@@ -58,14 +58,17 @@ def measure_start(images: torch.Tensor) -> None:
     reference = create_model("dgnet_r50", features_only=True, edges="chain").eval()
     load_weights(reference, base.state_dict())
     model = create_model("dgnet_r50", features_only=True).eval()
-    load_weights(model, base.state_dict())
+    classifier = create_model("dgnet_r50").eval()
+    for network in (model, classifier):
+        load_weights(network, base.state_dict())
     rows = []
     with torch.no_grad():
-        wanted = reference(images)
+        wanted = {**reference(images), "logits": base(images)}
         for start in STARTS:
             model.start_as_base(0.0, *start)
+            classifier.start_as_base(0.0, *start)
             with record_connectivity(model) as records:
-                got = model(images)
+                got = {**model(images), "logits": classifier(images)}
             errors = [((got[k] - wanted[k]).norm() / wanted[k].norm()).item() for k in wanted]
             slopes = [smallest_gradient(m[0]) for m in records.values()]
             rows.append([*start, *(f"{e:.3f}" for e in errors), f"{min(slopes):.1e}"])
