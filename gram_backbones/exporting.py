@@ -60,7 +60,7 @@ def export_network(
     try:
         with torch.no_grad(), replacing(path) as unfinished:
             run = write(model, unfinished)
-            error = max(_error(model, run, size) for size in _CHECKED)
+            error = float(torch.tensor([_error(model, run, size) for size in _CHECKED]).max())
             if not error <= tolerance:
                 raise ValueError(
                     f"{path.name} differs from the network by {error:.1e}, allowed is "
@@ -94,7 +94,14 @@ def _error(
 ) -> float:
     images = _images(model, size)
     wanted = _by_name(model(images)).values()
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(run(images), wanted))
+    errors = []
+    for name, (a, b) in enumerate(zip(run(images), wanted, strict=True)):
+        if a.shape != b.shape:
+            raise ValueError(
+                f"output {name} is {tuple(a.shape)}; the network's is {tuple(b.shape)}"
+            )
+        errors.append((a - b).norm() / b.norm())
+    return float(torch.stack(errors).max())  # not a number if one is not
 
 
 def _dynamic(model: StagedBackbone) -> tuple[dict[int, object], ...]:

@@ -11,26 +11,40 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _globals
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torchvision.ops import FrozenBatchNorm2d
 
 from .layers import is_traced
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 # Norms that never train; adapters add those of their framework.
 FROZEN_NORMS: set[type[nn.Module]] = {FrozenBatchNorm2d}
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_BATCH_NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 _CHANNELS_LAST = (torch.float32, torch.bfloat16, torch.float16)
-_enabled = True  # see unfused
-# Convolution -> tensors that its fused weight and bias were made of, with their versions and
-# addresses, and these two.
-_CACHE: WeakKeyDictionary[nn.Module, tuple[list[tuple[Tensor, int, int]], Tensor, Tensor]]
-_CACHE = WeakKeyDictionary()
+_unfused = 0  # contexts of unfused that are open
+# Convolution -> what its fused weight and bias were made of, and these two.
+_CACHE: WeakKeyDictionary[nn.Module, tuple[_Sources, Tensor, Tensor]] = WeakKeyDictionary()
+# Fused optimisers write to parameters without telling autograd, which counts versions.
+register_optimizer_step_post_hook(lambda *_: _CACHE.clear())
+
+
+class KeepsFused(nn.Module):
+    """Mixin of networks and stages: a change of mode drops the fused weights that are kept."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; weights that were written to behind autograd's back count again."""
+        super().train(mode)
+        forget_fused(self)
+        return self
 
 
 def relu(x: Tensor) -> Tensor:
@@ -69,7 +83,7 @@ def run_all(
     while layers:
         layer = layers.pop(0)
         if type(layer) is FusedConv:
-            while layers and type(layers[0]) is nn.Identity:
+            while layers and type(layers[0]) is nn.Identity and not has_hooks(layers[0]):
                 layers.pop(0)
             if layers or layer.relu:
                 followed = bool(layers) and _is_relu(layers[0])
@@ -92,7 +106,7 @@ def run_all(
 def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Modules with those inside ``nn.Sequential`` in its place."""
     for layer in layers:
-        if type(layer) is not FusedConv and _is_sequence(layer) and not _has_hooks(layer):
+        if type(layer) is not FusedConv and _is_sequence(layer) and not has_hooks(layer):
             yield from _flat(layer.children())
         else:
             yield layer
@@ -103,7 +117,7 @@ def _is_sequence(module: nn.Module) -> bool:
 
 
 def _is_relu(function: Callable[[Tensor], Tensor] | None) -> bool:
-    return function is relu or (type(function) is nn.ReLU and not _has_hooks(function))
+    return function is relu or (type(function) is nn.ReLU and not has_hooks(function))
 
 
 class FusedConv(nn.Module):
@@ -153,11 +167,10 @@ class FusedConv(nn.Module):
         With ``consume`` the result may be written over ``add``.
         """
         relu = relu or self.relu
-        if not is_traced(x) and not isinstance(self.options[1], str):
-            if x.device.type == "cpu" and x.dtype == self.weight.dtype in _CHANNELS_LAST:
-                if torch.backends.mkldnn.is_available() and not torch.is_grad_enabled():
-                    return self._on_cpu(x, add, relu, consume)
-            elif x.is_cuda and relu and torch.backends.cudnn.is_acceptable(x):
+        if not (torch.is_grad_enabled() or is_traced(x) or isinstance(self.options[1], str)):
+            if x.dtype == self.weight.dtype and x.device.type == "cpu" and _has_onednn(x.dtype):
+                return self._on_cpu(x, add, relu, consume)
+            if x.dtype == self.weight.dtype and x.is_cuda and relu and _has_cudnn(x):
                 return self._on_cuda(x, add)
         out = F.conv2d(x, self.weight, self.bias, *self.options)
         out = out if add is None else out + add
@@ -208,6 +221,22 @@ class FusedConv(nn.Module):
         return {**self.__dict__, "kept": None}  # packed tensors can be neither copied nor saved
 
 
+def _has_onednn(dtype: torch.dtype) -> bool:
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (
+        dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    )
+
+
+def _has_cudnn(x: Tensor) -> bool:
+    if x.dtype not in _CHANNELS_LAST or torch.is_autocast_enabled("cuda"):
+        return False
+    return torch.backends.cudnn.is_acceptable(x)
+
+
 def deploy(module: nn.Module) -> nn.Module:
     """A copy for inference: norms folded into convolutions for good, fused operators.
 
@@ -229,8 +258,7 @@ def deploy(module: nn.Module) -> nn.Module:
     module = copy.deepcopy(module).eval()
     for network in list(module.modules()):
         if hasattr(network, "conv_chains") and callable(network.conv_chains):
-            parents = [m for m in network.modules() if type(m) is not FusedConv]
-            places = {id(m): (parent, n) for parent in parents for n, m in parent.named_children()}
+            places = _places(network)
             for chain in list(network.conv_chains()):
                 _fold(chain, places)
             _shorten(network)
@@ -249,12 +277,23 @@ def sequential_chains(module: nn.Module) -> Iterator[list[nn.Module]]:
             yield list(child.children())
 
 
+def _places(network: nn.Module) -> dict[int, tuple[nn.Module, str]]:
+    """Where modules stand; those in several places, whose norms may differ, are left out."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in network.modules():
+        for name, child in parent._modules.items():
+            if child is not None and type(parent) is not FusedConv:
+                found.setdefault(id(child), []).append((parent, name))
+    return {key: places[0] for key, places in found.items() if len(places) == 1}
+
+
 def _fold(chain: list[nn.Module], places: Mapping[int, tuple[nn.Module, str]]) -> None:
     """Fold every convolution of a chain of modules with the norm after it, in place."""
     for conv, norm in zip(chain, chain[1:]):
         with torch.no_grad():
-            if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and _is_fixed(norm):
-                setattr(*places[id(conv)], FusedConv(conv, norm))
+            known = id(conv) in places and id(norm) in places
+            if known and _is_fixed(norm) and _can_fuse(conv, norm):
+                setattr(*places[id(conv)], FusedConv(cast(nn.Conv2d, conv), norm))
                 setattr(*places[id(norm)], nn.Identity().eval())
 
 
@@ -262,7 +301,8 @@ def _shorten(network: nn.Module) -> None:
     """Put a folded convolution in the place of the sequence that it makes up, in place."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            kinds = [type(layer) for layer in child.children()] if _is_sequence(child) else []
+            plain = _is_sequence(child) and not any(has_hooks(m) for m in child.modules())
+            kinds = [type(layer) for layer in child.children()] if plain else []
             if kinds[:2] == [FusedConv, nn.Identity] and kinds[2:] in ([], [nn.ReLU]):
                 conv = cast(FusedConv, child[0])  # type: ignore[index]
                 conv.relu = len(kinds) == 3
@@ -279,7 +319,9 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         norm: what follows it.
         x: ``(B, C_in, H, W)``.
     """
-    if not _enabled or not _is_fixed(norm) or not _can_fuse(conv, norm) or is_traced(x):
+    if _unfused or not _is_fixed(norm) or not _can_fuse(conv, norm):
+        return norm(conv(x))
+    if is_traced(x) or is_traced(conv.weight):
         return norm(conv(x))
     options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
     trains = torch.is_grad_enabled() and conv.weight.requires_grad
@@ -324,7 +366,7 @@ def cut(x: Tensor, start: int, stop: int) -> Tensor:
     In inference a part is copied, once for all convolutions that read it.
     """
     part = x[:, start:stop]
-    if not _enabled or is_traced(x) or torch.is_grad_enabled() or stop - start == x.shape[1]:
+    if _unfused or is_traced(x) or torch.is_grad_enabled() or stop - start == x.shape[1]:
         return part
     last = x.is_contiguous(memory_format=torch.channels_last)
     return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -335,7 +377,7 @@ def fast_format(x: Tensor) -> Tensor:
 
     What is traced stays as it is, as do other devices and dtypes.
     """
-    if not _enabled or is_traced(x) or x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST:
+    if _unfused or is_traced(x) or x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST:
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -351,12 +393,12 @@ def unfused() -> Iterator[None]:
 
     For comparisons, and where a difference by rounding matters.
     """
-    global _enabled
-    before, _enabled = _enabled, False
+    global _unfused
+    _unfused += 1
     try:
         yield
     finally:
-        _enabled = before
+        _unfused -= 1
 
 
 def forget_fused(module: nn.Module) -> None:
@@ -370,7 +412,9 @@ def _is_fixed(norm: Any) -> bool:
     """Whether a norm is an affine map that nothing trains."""
     if type(norm) in FROZEN_NORMS:
         return True
-    if type(norm) not in _BATCH_NORMS or norm.training or norm.running_mean is None:
+    if type(norm).forward not in _BATCH_NORM_FORWARDS or norm.training:
+        return False
+    if norm.running_mean is None:
         return False
     return not torch.is_grad_enabled() or not any(p.requires_grad for p in norm.parameters())
 
@@ -379,14 +423,16 @@ def _can_fuse(conv: nn.Module, norm: nn.Module) -> bool:
     return (
         type(conv) is nn.Conv2d
         and conv.padding_mode == "zeros"
-        and not _has_hooks(conv)
-        and not _has_hooks(norm)
+        and not has_hooks(conv)
+        and not has_hooks(norm)
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class's ``forward``."""
     return bool(
-        module._forward_hooks
+        "forward" in vars(module)  # replaced on the instance, as offloading does
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
@@ -397,24 +443,41 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
+class _Sources:
+    """Tensors, and what shows that they have changed: their versions and addresses, and ε."""
+
+    def __init__(self, tensors: list[Tensor], eps: float):
+        self.tensors = tensors
+        self.state = [(t._version, t.data_ptr()) for t in tensors], eps
+        self.held: list[Tensor] = []
+
+    def are(self, others: _Sources) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        pairs = zip(self.tensors, others.tensors)
+        return self.state == others.state and all(a is b for a, b in pairs)
+
+    def hold(self) -> _Sources:
+        """Keep the memory, so that no new tensor gets its address."""
+        self.held = [t.detach() for t in self.tensors]
+        return self
+
+
 def _fused(conv: nn.Conv2d, norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias of both as one; kept as long as no gradient is asked for."""
     sources = [conv.weight, conv.bias, norm.weight, norm.bias]
     sources = [t for t in (*sources, norm.running_mean, norm.running_var) if t is not None]
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
     kept = not trains and not any(t.is_inference() for t in sources)
-    states = [(t, t._version, t.data_ptr()) for t in sources] if kept else []
-    if kept and (entry := _CACHE.get(conv)) is not None:
-        known, weight, bias = entry
-        if len(known) == len(states) and all(
-            a is b and before == now for (a, *before), (b, *now) in zip(known, states)
-        ):
-            return weight, bias
-    weight, bias = _fuse(conv, norm)
-    if kept:
+    if not kept:
+        return _fuse(conv, norm)
+    states = _Sources(sources, norm.eps)
+    if (entry := _CACHE.get(conv)) is not None and entry[0].are(states):
+        return entry[1:]
+    with torch.inference_mode(False), torch.no_grad():  # usable with gradients later on
+        weight, bias = _fuse(conv, norm)
         if x.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous(memory_format=torch.channels_last)
-        _CACHE[conv] = states, weight, bias
+        _CACHE[conv] = states.hold(), weight, bias
     return weight, bias
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
 
 from .fused import (
+    KeepsFused,
     deploy,
     fast_format,
-    forget_fused,
     format_of,
     is_deployed,
     run,
@@ -122,7 +122,7 @@ class Variant:
 Row = TypeVar("Row", bound=Variant)
 
 
-class StagedBackbone(nn.Module):
+class StagedBackbone(KeepsFused):
     """Base of the families: a stem and up to four stages, called ``res2`` to ``res5``.
 
     A family's constructor calls :meth:`_plan_features` first, builds the stem and
@@ -341,7 +341,6 @@ class StagedBackbone(nn.Module):
         if mode and is_deployed(self):
             raise ValueError("a deployed network only infers; train the one it was made from")
         super().train(mode)
-        forget_fused(self)  # weights that were written to behind autograd's back count again
         for module in self._frozen_modules():
             module.eval()
         return self

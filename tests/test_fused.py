@@ -6,10 +6,14 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils import prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from gram_backbones import create_model, fused, list_models
-from gram_backbones.fused import conv_norm, run
+from gram_backbones.aognet import AOGStage
+from gram_backbones.dgnet import DGStage
+from gram_backbones.fused import conv_norm, deploy, run
 
 
 def plain(function):
@@ -195,3 +199,112 @@ def test_what_is_kept_goes_with_the_model():
     assert fused._CACHE
     del model
     assert not fused._CACHE
+
+
+# What changes weights, or how modules are called, behind autograd's back
+
+
+def pair(channels=4):
+    return nn.Conv2d(3, channels, 3, padding=1, bias=False), filled(FrozenBatchNorm2d(channels))
+
+
+def check_follows(conv, norm, x):
+    torch.testing.assert_close(conv_norm(conv, norm, x), norm(conv(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_of_a_fused_optimizer_counts():
+    conv, norm = pair()
+    x = torch.randn(2, 3, 8, 8)
+    optimizer = torch.optim.AdamW(conv.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        check_follows(conv, norm, x)
+    conv_norm(conv, norm, x).square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        check_follows(conv, norm, x)
+
+
+@pytest.mark.parametrize(
+    "stage", (lambda: AOGStage("aognet_4m", norm="FrozenBN"), lambda: DGStage("dgnet_r18"))
+)
+def test_a_stage_forgets_when_its_mode_changes(stage):
+    stage = filled(stage()).eval()
+    x = torch.randn(2, 256, 8, 8)
+    with torch.no_grad():
+        stage(x)
+        for parameter in stage.parameters():
+            parameter.data.mul_(1.5)
+        got = stage.train().eval()(x)
+        with fused.unfused():
+            torch.testing.assert_close(got, stage(x), rtol=1e-3, atol=1e-3)
+
+
+def test_new_memory_at_an_old_address_and_another_epsilon_count():
+    conv, norm = pair()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for _ in range(20):
+            check_follows(conv, norm, x)
+            conv.weight.data = torch.randn_like(conv.weight)
+            conv.weight.data = torch.randn_like(conv.weight)
+        check_follows(conv, norm, x)
+        norm.eps = 1.0
+        check_follows(conv, norm, x)
+
+
+def test_a_gradient_may_follow_an_inference():
+    conv, norm = pair()
+    conv.requires_grad_(False)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        conv_norm(conv, norm, x)
+    x.requires_grad_()
+    conv_norm(conv, norm, x).sum().backward()
+    assert x.grad.any()
+
+
+def test_torch_func_and_forward_derivatives_get_the_plain_form():
+    conv, norm = pair()
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+
+    def loss(weight):
+        return torch.func.functional_call(Both(conv, norm), {"conv.weight": weight}, (x,)).sum()
+
+    weight = conv.weight.detach()
+    plain = torch.autograd.grad(norm(conv(x)).sum(), conv.weight)[0]
+    torch.testing.assert_close(torch.func.grad(loss)(weight), plain, rtol=1e-4, atol=1e-4)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        assert forward_ad.unpack_dual(conv_norm(conv, norm, dual)).tangent is not None
+
+
+class Both(nn.Module):
+    def __init__(self, conv, norm):
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x):
+        return conv_norm(self.conv, self.norm, x)
+
+
+def test_a_forward_that_was_replaced_is_called():
+    conv, norm = pair()
+    conv.forward = lambda x: nn.Conv2d.forward(conv, x) * 0
+    check_follows(conv, norm, torch.randn(2, 3, 8, 8))
+
+
+def test_a_deployed_network_keeps_hooks_and_shared_convolutions_right():
+    model = filled(create_model("aognet_4m", features_only=True)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    first = model.stem[0][0]
+    prune.l1_unstructured(first, "weight", 0.5)
+    ops = model.res2.blocks[0].ops
+    alike = [(a, b) for a in ops for b in ops
+             if a is not b and a.conv2[0].weight.shape == b.conv2[0].weight.shape]  # fmt: skip
+    alike[0][0].conv2[0] = alike[0][1].conv2[0]
+    with torch.no_grad():
+        model(x)
+        first.weight_orig.mul_(3)
+        wanted, got = model(x), deploy(model)(x)
+    for name, feature in wanted.items():
+        torch.testing.assert_close(got[name], feature, rtol=1e-3, atol=1e-3)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
-from ..fused import cut, relu, run, run_all, sequential_chains
+from ..fused import KeepsFused, cut, has_hooks, relu, run, run_all, sequential_chains
 from ..grammar import AndOrGraph, NodeType, Step, Term
 from ..layers import Norm, init_scale, recompute, resolve_norm, stochastic_depth
 from ..staged import FEATURES, StagedBackbone
@@ -76,7 +76,8 @@ class NodeOperation(nn.Module):
         With ``consume``, nothing else reads ``skip``.
         """
         if self.shortcut is not None:
-            skip, consume = run(self.shortcut, skip), True
+            skip, consume = run(self.shortcut, skip), not has_hooks(self.shortcut)
+        consume = consume and not has_hooks(self)
         layers = (self.conv1, self.conv2, self.conv3)
         if self.training and (self.dropout or self.drop_path is not None):
             out = F.dropout2d(run_all(layers, x), self.dropout)
@@ -224,7 +225,7 @@ def _word_bounds(channels: int, n_words: int) -> list[int]:
     return [0, *accumulate(size + (i < larger) for i in range(n_words))]
 
 
-class AOGStage(nn.Module):
+class AOGStage(KeepsFused):
     """A stage: a transition that halves the resolution (not in the first stage), then blocks.
 
     Also the per-region last stage of a C4 detector.

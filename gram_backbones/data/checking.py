@@ -222,7 +222,15 @@ _IMAGE = {
     "width": _is_size,
     "height": _is_size,
 }
-_ANNOTATION = {"id": _is_id, "image_id": _IMAGE["id"], "category_id": _is_id, "bbox": _is_box}
+_ANNOTATION = {
+    "id": _is_id,
+    "image_id": _IMAGE["id"],
+    "category_id": _is_id,
+    "bbox": _is_box,
+    # Both frameworks' evaluation reads these two, MMDetection already when it starts.
+    "area": lambda value: type(value) in (int, float) and value >= 0,
+    "iscrowd": lambda value: value in (0, 1),
+}
 _CATEGORY = {"id": _is_id, "name": _is_text}
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..fused import run_all, sequential_chains
+from ..fused import KeepsFused, run_all, sequential_chains
 from ..layers import Norm, resolve_norm, stochastic_depth
 from ..staged import StagedBackbone, remove_module
 from .blocks import block_parts, parts_of
@@ -24,7 +24,7 @@ from .sums import ValidSizes, stage_sizes
 from .variants import VARIANTS, DGNetVariant, Layout
 
 
-class _DynamicStages(nn.Module):
+class _DynamicStages(KeepsFused):
     """Some stages of a base network with their graphs, under the base network's names."""
 
     _starts_as_base: bool | None = None  # see DGNet's argument start_as_base

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
+from mmdet.visualization import get_palette
 from mmengine.config import Config
 from torch import nn
 
@@ -25,8 +26,8 @@ def load_detector(config: str | Config, weights: str | Path, *, deploy: bool = F
 
     Args:
         config: config file, or its content.
-        weights: file of the whole detector; only its tensors are read. Classes are named as in the
-            config's test data set.
+        weights: file of the whole detector; only its tensors and class names are read. Where it
+            has no names, classes are named as in the config's test data set.
         deploy: with norms folded in and fused operators, see `gram_backbones.fused`.
 
     Raises:
@@ -39,7 +40,10 @@ def load_detector(config: str | Config, weights: str | Path, *, deploy: bool = F
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
         model = init_detector(cfg, None, device=device)
     dataset = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True})
-    model.dataset_meta = dataset.metainfo
+    model.dataset_meta = dict(dataset.metainfo)
+    if file.classes and list(model.dataset_meta.get("classes") or ()) != file.classes:
+        palette = get_palette("random", len(file.classes))
+        model.dataset_meta.update(classes=tuple(file.classes), palette=palette)
     found = fit_detector(model.state_dict(), own_parts(model), file, heads="exact")
     model.load_state_dict(found.values, strict=False)
     for level, line in found.report():

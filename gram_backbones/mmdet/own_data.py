@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -61,6 +62,10 @@ def use_datasets(
         _use(cfg, "train", in_id_order(train, folder))
     for part in ("val", "test"):
         if val:
+            if cfg.get(f"{part}_dataloader") is None:  # written by a training without --val
+                cfg.val_dataloader = copy.deepcopy(cfg.test_dataloader)
+                cfg.val_evaluator = copy.deepcopy(cfg.test_evaluator)
+                cfg.val_cfg = dict(type="ValLoop")
             _use(cfg, part, in_id_order(val, folder))
         elif part == "val":
             cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None

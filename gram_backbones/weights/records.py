@@ -130,7 +130,7 @@ def _records() -> dict[str, WeightRecord]:
             sha256=None,
             preprocessing=find_variant(model).preprocessing,
             top1=top1,
-            origin="the authors of AOGNet (CVPR 2019)",
+            origin="the authors of AOGNet, github.com/iVMCL/AOGNet-v2",
             licence=RESEARCH_ONLY,
             size=_AUTHORS_SIZES[model],
         )

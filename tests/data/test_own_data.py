@@ -76,4 +76,4 @@ def test_the_page_s_three_commands(framework, tmp_path):
         assert "coco/bbox_mAP" in told[2]
         saved = torch.load(out / "mine/epoch_1.pth", weights_only=False)
         assert list(saved["meta"]["dataset_meta"]["classes"]) == CLASSES
-        assert len([*(out / "evaluation").rglob("pictures/*.jpg")]) == 2
+        assert len([*(out / "evaluation").rglob("pictures/*.png")]) == 2
