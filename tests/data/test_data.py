@@ -30,7 +30,8 @@ def write_picture(path, size=(32, 24), **options):
 
 
 def entry(number, image=1, category=7, bbox=(2, 2, 10, 10), **more):
-    return dict(id=number, image_id=image, category_id=category, bbox=list(bbox), area=100) | more
+    own = dict(id=number, image_id=image, category_id=category, bbox=list(bbox))
+    return own | dict(area=100, iscrowd=0) | more
 
 
 def content(images=3, **changes):
@@ -145,6 +146,12 @@ def test_bad_annotations_are_found_without_opening_pictures(tmp_path, kind):
     if KINDS[kind][0] == ERROR:
         with pytest.raises(DataError, match=kind):
             require_sound([data], masks=kind == "no mask")
+
+
+@pytest.mark.parametrize("key", ("area", "iscrowd"))
+def test_what_evaluation_reads_must_be_there(key, tmp_path):
+    bad = content(annotations=[entry(1, **{key: None})])
+    assert "malformed entry" in kinds(read_dataset(write(tmp_path, bad)), pictures=False)
 
 
 def test_a_box_that_is_not_a_number_is_found(tmp_path):

@@ -18,7 +18,7 @@ from torch import nn
 
 from gram_backbones.d2.demo_dataset import make_demo_dataset
 from gram_backbones.data import DataError, PictureError, read_pair
-from gram_backbones.mmdet import GramRunner
+from gram_backbones.mmdet import GramRunner, inference
 from gram_backbones.mmdet.own_data import (
     check_annotations,
     check_classes,
@@ -27,6 +27,7 @@ from gram_backbones.mmdet.own_data import (
     name_pictures,
     use_datasets,
 )
+from gram_backbones.weights.files import WeightFile
 from tests.conftest import ROOT
 from tests.mmdet.test_runs import SMALL_ATSS
 
@@ -93,6 +94,25 @@ def test_a_given_number_of_classes_must_be_the_data_s(specs, tmp_path, number, g
     message = rf"bbox_head.num_classes is {number}, but data set 'my_train' has 3 classes: \['box'"
     with pytest.raises(DataError, match=message):
         use_datasets(cfg, *read_pair(*specs), given=given)
+
+
+def test_val_is_evaluated_though_the_training_before_had_none(specs, tmp_path):
+    cfg = load(ATSS, tmp_path)
+    train, val = read_pair(*specs)
+    use_datasets(cfg, train, None)
+    use_datasets(cfg, None, val)
+    assert class_names(cfg.val_dataloader.dataset) == CLASSES
+    assert cfg.val_dataloader.dataset.ann_file == cfg.val_evaluator.ann_file
+    assert cfg.val_cfg.type == "ValLoop"
+
+
+def test_predictions_have_the_names_in_the_checkpoint(tmp_path, monkeypatch):
+    file = WeightFile("w.pth", {}, {"classes": json.dumps(CLASSES)})
+    monkeypatch.setattr(inference, "read_weight_file", lambda weights: file)
+    monkeypatch.setattr(inference, "init_detector", lambda *a, **k: nn.Module())
+    detector = inference.load_detector(load(ATSS, tmp_path), "w.pth")
+    assert detector.dataset_meta["classes"] == CLASSES
+    assert len(detector.dataset_meta["palette"]) == 3
 
 
 def test_given_class_names_must_be_the_data_s(specs, tmp_path):
