@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Train or evaluate, in as many processes as were asked for."""
     args = parse_args(argv, prog)
     setup.start(max(1, args.num_gpus))
-    from detectron2.engine import launch
+    from torch.multiprocessing import ProcessExitedException
 
     try:
         cfg = load_config(args)
@@ -139,6 +139,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         # Detectron2 and yacs raise AssertionError for wrong files, keys and values.
         said = error.args[-1] if error.args else error
         sys.exit(f"{args.prog}: {type(error).__name__}: {said}")
+    try:
+        _launch(args, cfg)
+    except ProcessExitedException:  # the process that failed has said why
+        sys.exit(1)
+
+
+def _launch(args: argparse.Namespace, cfg: CfgNode) -> None:
+    from detectron2.engine import launch
+
     launch(
         _run_process,
         args.num_gpus,

@@ -52,15 +52,24 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         predict = load(str(config), args.weights, args.deploy)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")
+    from ..data import PictureError
+
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found, unread = {}, []
     for number, image in enumerate(images, 1):
-        found[str(image)] = predict(image, output / f"{image.stem}.png", args.score)
+        try:
+            found[str(image)] = predict(image, output / f"{image.stem}.png", args.score)
+        except PictureError as error:
+            unread.append(image)
+            print(f"{number}/{len(images)} {error}", file=sys.stderr)
+            continue
         drawn = sum(score >= args.score for score in found[str(image)]["scores"])
         print(f"{number}/{len(images)} {image}: {drawn} at a score of {args.score:g} or more")
     (output / "predictions.json").write_text(json.dumps(found, indent=1))
     print(f"Pictures and predictions.json are in {output}")
+    if unread:
+        sys.exit(f"{parser.prog}: {len(unread)} of {len(images)} images cannot be read")
 
 
 def list_images(paths: Iterable[str]) -> list[Path]:
@@ -91,6 +100,7 @@ def _load_d2(config: str, weights: str, deploy: bool) -> Predict:
 
     from ..d2 import GramPredictor, add_gram_backbones_config
     from ..d2.config import merge_config
+    from ..data import naming_picture
 
     cfg = get_cfg()
     add_gram_backbones_config(cfg)
@@ -100,7 +110,8 @@ def _load_d2(config: str, weights: str, deploy: bool) -> Predict:
     names = metadata.get("thing_classes") if metadata else None
 
     def predict(image: Path, picture: Path, score: float) -> dict[str, Any]:
-        pixels = read_image(str(image), "BGR")
+        with naming_picture(image):
+            pixels = read_image(str(image), "BGR")
         instances = predictor(pixels)["instances"].to("cpu")
         canvas = Visualizer(pixels[:, :, ::-1], metadata)
         canvas.draw_instance_predictions(instances[instances.scores >= score]).save(str(picture))
@@ -115,6 +126,7 @@ def _load_mmdet(config: str, weights: str, deploy: bool) -> Predict:
     from mmdet.apis import inference_detector
     from mmdet.registry import VISUALIZERS
 
+    from ..data import naming_picture
     from ..mmdet.inference import load_detector
 
     model: Any = load_detector(config, weights, deploy=deploy)
@@ -124,8 +136,11 @@ def _load_mmdet(config: str, weights: str, deploy: bool) -> Predict:
     names = model.dataset_meta.get("classes")
 
     def predict(image: Path, picture: Path, score: float) -> dict[str, Any]:
+        with naming_picture(image):
+            pixels = mmcv.imread(str(image), channel_order="rgb")
+            if pixels is None:
+                raise ValueError("no decoder takes it")
         sample = inference_detector(model, str(image)).cpu()
-        pixels = mmcv.imread(str(image), channel_order="rgb")
         visualizer.add_datasample(
             "", pixels, sample, draw_gt=False, pred_score_thr=score, out_file=str(picture)
         )

@@ -479,4 +479,4 @@ def test_only_routers_start_near_the_base(kind):
     with pytest.raises(ValueError, match="'static'; only 'dynamic' has routers"):
         kind("dgnet_r18", edges="static", start_as_base=True)
     network = kind("dgnet_r18", start_as_base=True)
-    assert all(graph.routers[0].bias[0] == 7 for graph in network.graphs.values())
+    assert all(graph.routers[0].bias[0] == 9 for graph in network.graphs.values())
