@@ -131,8 +131,12 @@ class NamingMapper:
             return self._mapper(record)
 
 
-def check_annotations(cfg: CfgNode) -> list[str]:
+def check_annotations(cfg: CfgNode, names: Sequence[str] | None = None) -> list[str]:
     """The quick check of the data sets that are COCO JSON.
+
+    Args:
+        cfg: names the data sets.
+        names: those that are read; all by default.
 
     Returns:
         Reports with warnings.
@@ -140,8 +144,10 @@ def check_annotations(cfg: CfgNode) -> list[str]:
     Raises:
         DataError: there are errors.
     """
-    val = [name for name in cfg.DATASETS.TEST if name not in cfg.DATASETS.TRAIN]
-    found = [filter(None, map(_as_coco, names)) for names in (cfg.DATASETS.TRAIN, val)]
+    read = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if names is None else names
+    train = [name for name in cfg.DATASETS.TRAIN if name in read]
+    val = [name for name in cfg.DATASETS.TEST if name in read and name not in train]
+    found = [filter(None, map(_as_coco, part)) for part in (train, val)]
     return require_sound(*found, masks=cfg.MODEL.MASK_ON)
 
 

@@ -74,11 +74,12 @@ class GramTrainer(DefaultTrainer):
         # Like DefaultTrainer's, except for the checkpointer, which must exist before the hooks, and
         # for device ids, which DDP refuses on CPUs.
         TrainerBase.__init__(self)
-        check_datasets(self._dataset_names(cfg))
-        cfg = start_run(_with_classes(cfg))
+        names = self._dataset_names(cfg)
+        check_datasets(names)
+        cfg = start_run(_with_classes(cfg, names))
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         if comm.is_main_process():
-            for report in check_annotations(cfg):
+            for report in check_annotations(cfg, names):
                 logger.warning(report)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -158,7 +159,12 @@ class GramTrainer(DefaultTrainer):
         super().load_state_dict(state_dict)
 
     def train(self):
-        """Like Detectron2's; where a picture cannot be read, save the weights first."""
+        """Load ``MODEL.WEIGHTS`` if nothing has been loaded, and train.
+
+        Where a picture cannot be read, the weights are saved first.
+        """
+        if not self.checkpointer.has_loaded:
+            self.resume_or_load(resume=False)
         self._completed = self.start_iter - 1
         try:
             return super().train()
@@ -267,11 +273,11 @@ def end_launched_processes() -> None:
     end_processes()
 
 
-def _with_classes(cfg: CfgNode) -> CfgNode:
-    """A copy with the class names of the data."""
+def _with_classes(cfg: CfgNode, names: list[str]) -> CfgNode:
+    """A copy with the class names of these data sets."""
     frozen, cfg = cfg.is_frozen(), cfg.clone()
     cfg.defrost()
-    set_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    set_classes(cfg, names)
     if frozen:
         cfg.freeze()
     return cfg
