@@ -18,6 +18,7 @@ def error(got, wanted):
     return float((got - wanted).norm() / wanted.norm())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", list_models())
 def test_a_deployed_network_computes_the_same(name):
     model, x = small(name, num_classes=10)
@@ -44,6 +45,7 @@ def test_features_under_other_norms(name, norm):
     assert any(type(m) is FusedConv for m in fast.modules()) is (norm == "FrozenBN")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18", "dgnet_regnety_600m"))
 def test_every_way_of_computing_agrees(name):
     """oneDNN's operators, the plain ones under gradients or in float64, and a trace's."""

@@ -19,6 +19,7 @@ KINDS = (
 QUICK = ("aognet_cifar_s_pruned", "dgnet_r18")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", (".onnx", ".pt2"))
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in KINDS]
@@ -32,6 +33,7 @@ def test_every_network_is_exported_and_checked(name, ending, tmp_path):
     assert model.training
 
 
+@pytest.mark.slow
 def test_a_deployed_classifier(tmp_path):
     model = filled(create_model("dgnet_cifar_r20", num_classes=7)).deploy()
     assert export_network(model, tmp_path / "net.pt2") < 1e-4
@@ -45,6 +47,7 @@ def test_a_package_of_aot_inductor(name, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     model, other = (create_model("dgnet_cifar_r20", num_classes=7).eval() for _ in range(2))
     real = torch.export.export

@@ -8,6 +8,7 @@ from gram_backbones.cli.cost import feature_table
 from tests.conftest import ROOT
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", list_models())
 def test_the_info_is_what_is_built(name):
     images = torch.zeros(1, 3, 64, 64, device="meta")

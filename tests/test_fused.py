@@ -50,6 +50,7 @@ def count_fused(monkeypatch):
     return calls
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize("norm", ("BN", "FrozenBN"))
 def test_inference_computes_the_same(name, norm, monkeypatch):

@@ -12,6 +12,7 @@ def features(model, x):
         return model(x)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("kind", ("autocast", "weights", "deployed weights"))
 @pytest.mark.parametrize("norm", ("BN", "FrozenBN"))
 @pytest.mark.parametrize("name", list_models())

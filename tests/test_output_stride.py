@@ -10,6 +10,7 @@ from tests.test_fused import filled
 IMAGENET = [name for name in list_models() if "cifar" not in name and "regnety" not in name]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("output_stride", (8, 16))
 @pytest.mark.parametrize("name", IMAGENET)
 def test_every_other_pixel_is_the_strided_network_s(name, output_stride):

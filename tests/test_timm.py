@@ -117,6 +117,7 @@ def test_weights_interchange_and_give_the_same_logits(pair):
         assert torch.equal(model.get_classifier()(pooled), logits)
 
 
+@pytest.mark.grid
 def test_features_are_the_core_s_under_its_names(pair, monkeypatch):
     plain, _, name = pair
     model = with_weights(timm.create_model, name, plain.state_dict(), features_only=True)

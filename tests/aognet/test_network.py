@@ -126,6 +126,7 @@ def test_every_parameter_gets_a_gradient(name):
     assert not dead
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", list_models())
 def test_features_have_the_stated_channels_and_strides(name):
     last = create_model(name, features_only=True).stage_names[-1]  # res4 in CIFAR's variants

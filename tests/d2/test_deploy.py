@@ -29,6 +29,7 @@ def small_config(name):
     return cfg
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_deployed_detector_finds_the_same(name):
     model = filled(build_model(small_config(name))).eval()

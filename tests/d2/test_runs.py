@@ -148,6 +148,7 @@ def test_misspelt_keys_are_told_what_they_may_mean(text, changes, meant, tmp_pat
         gram.get_config_file("mask_rcnn_aognet12_fpn_1x")
 
 
+@pytest.mark.slow
 def test_predict_draws_every_image_and_writes_what_it_found(cfg, demo, tmp_path, capsys):  # noqa: F811
     cfg.DATASETS.TEST = ()
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "w.pth")

@@ -165,6 +165,7 @@ def test_fresh_fixed_norms_keep_features_in_bounds():
         assert all(0.01 < feature.std() < 100 for feature in features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type_", ("AOGNet", "DGNet"))
 def test_checkpointing_gives_the_same_gradients(type_):
     plain, cheap = tiny(type_, norm_eval=False), tiny(type_, norm_eval=False, with_cp=True)

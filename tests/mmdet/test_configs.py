@@ -102,6 +102,7 @@ def test_leaves_are_data_without_python_imports(leaf):
     assert all(isinstance(node, ast.Assign) for node in tree.body)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_configs_say_what_their_name_says(leaf):
     cfg = load(leaf)

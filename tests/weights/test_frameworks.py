@@ -80,6 +80,7 @@ def features_of(source, modules, x):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("case", SOURCES)
 def test_round_trip_into_both_frameworks(case, tmp_path, caplog):
@@ -107,6 +108,7 @@ def test_round_trip_into_both_frameworks(case, tmp_path, caplog):
             assert (found - feature).abs().max() <= 1e-6 * feature.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("model", ("aognet_4m", "dgnet_r18"))
 def test_converted_files_load_in_plain_detectron2_and_plain_mmengine(model, tmp_path):

@@ -123,6 +123,7 @@ def test_networks_with_fixed_edges_are_filled_too(edges):
     assert all(torch.equal(value, source[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", list_models())
 def test_every_naming_is_found_again(name):
     with torch.device("meta"):
