@@ -51,9 +51,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Convert, and print the record."""
     parser = make_parser(prog)
-    args = parser.parse_args(argv)
-    setup.start()
-    setup.check_model(parser, args.model)
+    args = setup.parse_model_arguments(parser, argv)
     from ..weights.convert import convert_weights
 
     try:

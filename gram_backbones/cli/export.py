@@ -29,9 +29,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Export, and print how far the file's outputs are from the network's."""
     parser = make_parser(prog)
-    args = parser.parse_args(argv)
-    setup.start()
-    setup.check_model(parser, args.model)
+    args = setup.parse_model_arguments(parser, argv)
     from ..exporting import TOLERANCE, export_network
     from ..factory import create_model
     from ..weights.files import WeightError

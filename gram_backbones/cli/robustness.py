@@ -43,9 +43,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Evaluate, and print a table."""
     parser = make_parser(prog)
-    args = parser.parse_args(argv)
-    setup.start()
-    setup.check_model(parser, args.model)
+    args = setup.parse_model_arguments(parser, argv)
     import torch
     from tabulate import tabulate
     from torch.utils.data import DataLoader

@@ -43,6 +43,16 @@ def check_model(parser: argparse.ArgumentParser, name: str) -> None:
         parser.error(str(error))
 
 
+def parse_model_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """Arguments of which ``model`` exists; the process is then ready to compute."""
+    args = parser.parse_args(argv)
+    start()
+    check_model(parser, args.model)
+    return args
+
+
 def split_config(
     argv: Sequence[str] | None, prog: str | None, text: str | None, parsers: Parsers
 ) -> tuple[str, list[str]]:
