@@ -10,7 +10,8 @@ from pathlib import Path
 
 import detectron2
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -18,8 +19,11 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 
+from .. import __version__
+from ..run_record import RunRecord, config_changes, installed_versions
 from ..threads import choose_threads
 from ..upstream_warnings import silence_known_warnings
+from .config import add_gram_backbones_config
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def on_available_device(cfg: CfgNode) -> CfgNode:
 
 
 def start_run(cfg: CfgNode) -> CfgNode:
-    """Start a run's log and save its config in ``OUTPUT_DIR``; seed the host.
+    """Start a run's log; save its config and ``run.json`` in ``OUTPUT_DIR``; seed the host.
 
     Lines go to the terminal, unless the user's own handlers take them, and to
     ``OUTPUT_DIR/log.txt``. ``VERBOSE`` adds versions, the whole config and the model's modules. A
@@ -63,10 +67,32 @@ def start_run(cfg: CfgNode) -> CfgNode:
     if cfg.OUTPUT_DIR and comm.is_main_process():
         path = Path(cfg.OUTPUT_DIR, "config.yaml")
         path.write_text(cfg.dump())
+        _record_run(cfg).write(cfg.OUTPUT_DIR)
         logger.info("Saved the config to %s", path)
     if cfg.SEED >= 0:
         seed_all_rng(cfg.SEED + comm.get_rank())
     return cfg
+
+
+def _record_run(cfg: CfgNode) -> RunRecord:
+    defaults = get_cfg()
+    add_gram_backbones_config(defaults)
+    found = {name: MetadataCatalog.get(name) for name in cfg.DATASETS.TEST}
+    places = {name: (data.get("json_file"), data.get("image_root")) for name, data in found.items()}
+    return RunRecord(
+        versions=installed_versions(gram_backbones=__version__, detectron2=detectron2.__version__),
+        device=cfg.MODEL.DEVICE,
+        seed=cfg.SEED if cfg.SEED >= 0 else None,
+        weights=cfg.MODEL.WEIGHTS,
+        iterations=cfg.SOLVER.MAX_ITER,
+        datasets={
+            name: (os.path.abspath(json_file), os.path.abspath(root))
+            for name, (json_file, root) in places.items()
+            if json_file and root and "://" not in f"{json_file}{root}"
+        },
+        base="Detectron2's defaults",
+        changes=config_changes(defaults, cfg),
+    )
 
 
 def log_to(folder: str) -> None:

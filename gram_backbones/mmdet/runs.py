@@ -41,6 +41,7 @@ from .own_data import (
     name_pictures,
 )
 from .progress import EarlyProgressHook
+from .record import keep_predictions, record_run
 from .replay import is_replayable, replayable, resume_line
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -226,11 +227,21 @@ class GramRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner:
-        """MMEngine's; ``in_channels="auto"`` is filled, also in the config that the run writes."""
+        """MMEngine's; ``in_channels="auto"`` is filled, also in the config that the run writes.
+
+        COCO results are kept in ``work_dir/predictions``.
+        """
         cfg = copy.deepcopy(cfg)
+        keep_predictions(cfg)
         if isinstance(cfg["model"], dict):
             cfg["model"] = fill_channels(cfg["model"])
         return super().from_cfg(cfg)
+
+    def dump_config(self) -> None:
+        """MMEngine's, and ``run.json``: `gram_backbones.run_record`."""
+        super().dump_config()
+        if self.rank == 0:
+            record_run(self).write(self.work_dir)
 
     def train(self) -> nn.Module:
         """Train, and return the model."""

@@ -19,6 +19,7 @@ import gram_backbones.d2 as gram
 from gram_backbones import cli
 from gram_backbones.d2 import runs
 from gram_backbones.d2.config import merge_config
+from gram_backbones.run_record import read_run_record
 from tests.d2.test_backbones import small_config
 from tests.d2.test_engine import cfg, demo  # noqa: F401  fixtures
 
@@ -44,6 +45,10 @@ def test_a_script_of_few_lines_logs_saves_and_loads(cfg, tmp_path, monkeypatch):
     saved.merge_from_file(str(tmp_path / "out/config.yaml"))
     assert saved.MODEL.DEVICE == "cpu" and saved.SOLVER.MAX_ITER == 3
     assert cfg.MODEL.DEVICE == "cuda"  # the script's own is left alone
+    record = read_run_record(tmp_path / "out")
+    assert (record.device, record.seed, record.iterations) == ("cpu", 0, 3)
+    assert record.weights == str(tmp_path / "start.pth") and "detectron2" in record.versions
+    assert record.changes["SOLVER.MAX_ITER"] == ["40000", "3"] and "SEED" in record.changes
 
 
 def test_fresh_weights_depend_on_the_seed_alone(cfg):  # noqa: F811

@@ -25,6 +25,7 @@ from gram_backbones.cli import mmdet as mmdet_cli
 from gram_backbones.d2.demo_dataset import CLASSES, make_demo_dataset
 from gram_backbones.mmdet import GramRunner
 from gram_backbones.mmdet.runs import _check_losses
+from gram_backbones.report.runs import read_run
 from tests.conftest import DATASETS, check_ended_well, needs_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +148,17 @@ def test_the_tool_trains_evaluates_and_draws(trained):
     picture = cv2.imread(str(pictures[0]))
     assert picture.shape == (424, 806, 3)  # predictions on the left, truth on the right
     assert np.abs(picture[24:, :400].astype(int) - picture[24:, 406:]).mean() > 1
+
+
+@pytest.mark.slow
+def test_the_run_says_what_its_report_needs(trained, demo):
+    run = read_run(trained[1])
+    assert run.iterations == run.max_iterations == 2 and "bbox/AP" in run.precisions
+    assert [file.name for file in run.predictions["val"]] == ["val.bbox.json", "val.segm.json"]
+    annotations = str(demo / "annotations/instances_val2017.json")
+    assert run.record.datasets["val"] == [annotations, str(demo / "val2017")]
+    assert run.record.changes["model.backbone.variant"] == ["aognet_12m_released", "aognet_4m"]
+    assert run.record.seed == 0 and run.checkpoint.name == "iter_2.pth"
 
 
 @pytest.mark.slow
