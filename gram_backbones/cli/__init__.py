@@ -26,6 +26,7 @@ COMMANDS = {
     "train": Command("train", "train a detector: Detectron2 by a .yaml config, MMDetection by .py"),
     "test": Command("test", "evaluate a trained detector of either framework"),
     "predict": Command("predict", "draw a trained detector's predictions on images"),
+    "plot": Command("plot", "draw learning curves of runs"),
     "check-data": Command("check_data", "check annotations and pictures of your own data"),
     "train-classifier": Command("classifier", "train or evaluate a classifier"),
     "robustness": Command("robustness", "top-1 of a classifier under one-step FGSM"),
