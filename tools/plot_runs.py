@@ -36,6 +36,9 @@ def tabulated(rows: dict[str, list[Curves]]) -> str:
     """A Markdown table of the last epochs; means over the seeds unless it says otherwise."""
     table = []
     for row, runs in rows.items():
+        for run in runs:
+            if "top1" not in run.series:
+                raise ValueError(f"{run.folder} has no top1; the table is of classifiers")
         counts = filter(None, (parameters(run.folder) for run in runs))
         last = [{name: points[-1][1] for name, points in run.series.items()} for run in runs]
         epochs = sorted({run.series["loss"][-1][0] for run in runs})

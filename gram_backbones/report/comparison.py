@@ -6,20 +6,17 @@ Reads the folders of `tools/compare_backbones.sh`: ``ROW-seedN``, each a run of 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 
 from ..atomic import replacing
 from .runs import read_run
 
 COMPLETE = "complete"  # an empty file in the folder of a run that has ended
-SPEED = "speed.json"  # in the folder that was measured
-_WARM_UP = 3  # calls that are not timed
+COST = "cost.json"  # in a run's folder: what was counted and timed
 _AP = ("bbox/AP", "segm/AP")
 _SAME = ("SOLVER", "INPUT", "DATASETS")  # parts of the config that must not differ
 _HEADS = ("backbone", "seeds", "box AP", "mask AP", "parameters", "conv GFLOPs")
@@ -36,16 +33,17 @@ class Row:
         box_ap, mask_ap: COCO's AP of each seed after the last iteration, in percent.
         parameters: of the whole detector.
         gflops: multiply-adds of the convolutions of backbone and FPN for one test image, in 10⁹.
-        seconds_per_iteration, seconds_per_image: of training and inference, by `measure_speed`;
-            None if not measured.
+        seconds_per_iteration, seconds_per_image: of training, and of inference with one image.
+
+    Sizes, FLOPs and seconds are None where nobody has measured them.
     """
 
     name: str
     seeds: Sequence[int]
     box_ap: Sequence[float]
     mask_ap: Sequence[float]
-    parameters: int
-    gflops: float
+    parameters: int | None = None
+    gflops: float | None = None
     seconds_per_iteration: float | None = None
     seconds_per_image: float | None = None
 
@@ -67,12 +65,25 @@ def complete_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
 
 
 def read_rows(folder: str | Path) -> list[Row]:
-    """The rows of a folder. Builds each detector once, to count; takes Detectron2.
+    """The rows of a folder, with what `note_cost` wrote of any of their runs.
 
     Raises:
         ValueError: see `complete_runs`; or a run has no AP.
     """
     return [_read_row(name, runs) for name, runs in complete_runs(folder).items()]
+
+
+def note_cost(run: str | Path, **values: float) -> None:
+    """Add what was counted or timed to ``cost.json`` in a run's folder.
+
+    Args:
+        run: the folder.
+        values: by the names of `Row`'s attributes.
+    """
+    file = Path(run, COST)
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    with replacing(file) as part:
+        part.write_text(json.dumps({**known, **values}, indent=1) + "\n")
 
 
 def to_markdown(rows: Iterable[Row]) -> str:
@@ -85,16 +96,16 @@ def to_markdown(rows: Iterable[Row]) -> str:
     """
     lines = [_HEADS, ["---", *["---:"] * (len(_HEADS) - 1)]]
     for row in rows:
-        seconds = [row.seconds_per_iteration, row.seconds_per_image]
         lines.append(
             [
                 row.name,
                 str(len(row.seeds)),
                 _mean_and_spread(row.box_ap),
                 _mean_and_spread(row.mask_ap),
-                f"{row.parameters:,}",
-                f"{row.gflops:.3f}",
-                *("–" if value is None else f"{value:.3f}" for value in seconds),
+                _formatted(row.parameters, ","),
+                _formatted(row.gflops, ".3f"),
+                _formatted(row.seconds_per_iteration, ".3f"),
+                _formatted(row.seconds_per_image, ".3f"),
             ]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -117,89 +128,15 @@ def write_table(folder: str | Path) -> str:
     return table
 
 
-def measure_speed(run: str | Path, iterations: int = 12, images: int = 24) -> dict[str, float]:
-    """Time training and inference of a complete run, and write ``speed.json`` into its folder.
-
-    Both begin with the run's final weights and a few calls that do not count. Figures are
-    comparable only if the machine does nothing else.
-
-    Args:
-        run: folder of a run.
-        iterations: of training, with the run's batch size and with loading the images.
-        images: of the test set, one at a time, without loading them.
-
-    Returns:
-        The medians, ``seconds_per_iteration`` and ``seconds_per_image``.
-    """
-    import torch
-    from detectron2.engine import SimpleTrainer
-    from detectron2.utils.events import EventStorage
-
-    from ..d2 import GramCheckpointer, GramTrainer
-
-    run = Path(run)
-    cfg = _read_config(run)
-    model = GramTrainer.build_model(cfg)
-    GramCheckpointer(model, heads="exact").load(str(run / "model_final.pth"))
-    trainer = SimpleTrainer(
-        model, GramTrainer.build_train_loader(cfg), GramTrainer.build_optimizer(cfg, model)
-    )
-    trainer.iter = 0
-    test = iter(GramTrainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]))
-    batches = list(islice(test, _WARM_UP + images))
-    model.eval()
-    with torch.no_grad():
-        per_image = [_seconds(partial(model, batch)) for batch in batches]
-    model.train()
-    with EventStorage() as trainer.storage:
-        per_iteration = [_seconds(trainer.run_step) for _ in range(_WARM_UP + iterations)]
-    speed = {
-        "seconds_per_iteration": median(per_iteration[_WARM_UP:]),
-        "seconds_per_image": median(per_image[_WARM_UP:]),
-    }
-    with replacing(run / SPEED) as part:
-        part.write_text(json.dumps(speed) + "\n")
-    return speed
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def _read_row(name: str, runs: dict[int, Path]) -> Row:
-    from ..d2 import GramTrainer
-    from ..flops import count_conv_flops, count_parameters
-
     found = {run: read_run(run).precisions for run in runs.values()}
     for run, kind in product(found, _AP):
         if kind not in found[run]:
             raise ValueError(f"{run} has no {kind}: it has not been evaluated")
-    cfg = _read_config(next(iter(runs.values())))
-    model = GramTrainer.build_model(cfg)
-    flops = count_conv_flops(model.backbone, cfg.INPUT.MIN_SIZE_TEST)
-    speeds = [json.loads(file.read_text()) for run in runs.values() for file in run.glob(SPEED)]
-    return Row(
-        name,
-        [*runs],
-        *([ap[kind] for ap in found.values()] for kind in _AP),
-        count_parameters(model),
-        flops / 1e9,
-        **(speeds[0] if speeds else {}),
-    )
-
-
-def _read_config(run: Path):
-    """The config of a run of Detectron2."""
-    from detectron2.config import get_cfg
-
-    from ..d2 import add_gram_backbones_config
-
-    cfg = get_cfg()
-    add_gram_backbones_config(cfg)
-    cfg.merge_from_file(str(run / "config.yaml"))
-    return cfg
+    box, mask = ([ap[kind] for ap in found.values()] for kind in _AP)
+    costs = [json.loads(file.read_text()) for run in found for file in run.glob(COST)]
+    merged = {key: value for cost in costs for key, value in cost.items()}
+    return Row(name, [*runs], box, mask, **merged)
 
 
 def _check_same_schedule(runs: Sequence[Path]) -> None:
@@ -219,3 +156,7 @@ def _check_same_schedule(runs: Sequence[Path]) -> None:
 def _mean_and_spread(values: Sequence[float]) -> str:
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"
+
+
+def _formatted(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
