@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -142,7 +142,8 @@ def draw_curves(runs: Sequence[Curves], file: str | Path, metrics: Sequence[str]
         if name not in known:
             raise ValueError(f"there is no metric {name!r}; the runs have {', '.join(known)}")
     rows = by_row(runs)
-    looks = dict(zip(rows, ({"linestyle": s, "color": c} for s, c in product(_STYLES, _COLOURS))))
+    styles = ({"linestyle": style, "color": c} for style, c in product(_STYLES, _COLOURS))
+    looks: dict[str, dict[str, Any]] = dict(zip(rows, cycle(styles)))
     figure = Figure(figsize=(1.4 + 4.6 * len(metrics), 4.4), layout="constrained")
     for name, axis in zip(metrics, figure.subplots(1, len(metrics), squeeze=False)[0]):
         for label, found in rows.items():

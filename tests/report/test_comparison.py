@@ -204,30 +204,44 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
         read_rows(tmp_path)
 
 
+# Starts a command and kills it when there is a checkpoint, as a power cut would.
+_KILLER = """#!/usr/bin/env bash
+"$@" &
+until [[ -f $RUN/last_checkpoint ]]; do
+    kill -0 $! || exit 3
+    sleep 0.05
+done
+kill -9 $!
+exit 1
+"""
+
+
 @pytest.mark.slow
-def test_a_tiny_real_run_is_trained_tabulated_drawn_and_timed(tmp_path):
-    out = tmp_path / "out"
-    make_demo_dataset(out / "datasets/gram_demo", train=8, val=4)
-    choice = {"VENV": sys.prefix, "ROWS": "dgnet_r18_static", "SEEDS": "1", "PYTHONPATH": str(ROOT)}
-    command = ["bash", str(ROOT / "tools/compare_backbones.sh"), str(out)]
-    command += ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", "0"]
-    env = {**os.environ, **choice}
-    check_ended_well(subprocess.run(command, env=env, capture_output=True, text=True))
+def test_a_tiny_real_run_is_killed_resumed_tabulated_drawn_and_timed(tmp_path):
+    out, killer = tmp_path / "out", tmp_path / "killer"
     run = out / "dgnet_r18_static-seed1"
+    killer.write_text(_KILLER)
+    killer.chmod(0o755)
+    make_demo_dataset(out / "datasets/gram_demo", train=8, val=4)
+    choice = {"VENV": sys.prefix, "ROWS": "dgnet_r18_static", "SEEDS": "1", "RUN": str(run)}
+    env = {**os.environ, **choice, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+
+    def call(command, **variables):
+        return subprocess.run(command, env={**env, **variables}, capture_output=True, text=True)
+
+    command = ["bash", str(ROOT / "tools/compare_backbones.sh"), str(out), "TEST.EVAL_PERIOD", "0"]
+    command += ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_ITER", "3"]
+    assert call(command, LAUNCH=str(killer)).returncode == 1
+    assert (run / "last_checkpoint").is_file() and not (run / "complete").exists()
+    check_ended_well(call(command))
+    assert "Starting training from iteration 0" in (run / "log.txt").read_text()
+    assert re.search("Starting training from iteration [12]", (run / "log.txt").read_text())
     assert (run / "complete").is_file() and (out / "curves.png").is_file()
-    assert (
-        (out / "comparison.md").read_text().splitlines()[-1].startswith("| dgnet_r18_static | 1 |")
-    )
+    assert "\n| dgnet_r18_static | 1 |" in (out / "comparison.md").read_text()
     # In a process of its own: the data sets are registered once, where the variable says.
-    env["DETECTRON2_DATASETS"] = str(out / "datasets")
     code = "import sys, pathlib, summarize_comparison as tool\n"
     code += "tool.measure_speed(pathlib.Path(sys.argv[1]), iterations=1, images=1)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, run],
-        env={**env, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"},
-        capture_output=True,
-        text=True,
-    )
-    check_ended_well(done)
+    measure = [sys.executable, "-c", code, str(run)]
+    check_ended_well(call(measure, DETECTRON2_DATASETS=str(out / "datasets")))
     (row,) = read_rows(out)
     assert 0 < row.seconds_per_image < row.seconds_per_iteration
