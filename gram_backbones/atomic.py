@@ -21,7 +21,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: the folder cannot be written to. ``path`` is left as it was.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    # With the suffix, by which libraries choose the format.
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)

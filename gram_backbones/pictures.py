@@ -1,4 +1,4 @@
-"""Pictures of detections: predictions on the left, ground truth on the right.
+"""Pictures of detections: predictions alone, or on the left of the ground truth.
 
 Both frameworks' adapters draw with these functions, so that their pictures are alike.
 """
@@ -6,7 +6,7 @@ Both frameworks' adapters draw with these functions, so that their pictures are 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,14 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 SCORE_THRESH = 0.5
 _BEST = 3  # instances to draw where none reaches the score
 _MIN_SIDE = 400  # pixels; smaller images are drawn larger, so that labels fit
+_FULL_SIDE = 800  # pixels; on larger images, text and lines grow along
 _FONT = 13  # pixels
 _TITLE = 15
 _BANNER = 24
 _GAP = 6
 _TINT = 0.4  # opacity of masks
+Colour = tuple[int, int, int]  # RGB
+_Box = tuple[float, float, float, float]  # corners x1, y1, x2, y2
 
 
 @dataclass
@@ -58,8 +61,16 @@ class Instances:
             None if self.crowds is None else [self.crowds[i] for i in chosen],
         )
 
+    def of_classes(self, allowed: Collection[int]) -> Instances:
+        """The instances of these classes."""
+        return self.select([i for i, index in enumerate(self.classes) if index in allowed])
 
-def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    def scored(self, lowest: float) -> Instances:
+        """The instances with at least this score."""
+        return self.select([i for i, score in enumerate(self.scores or ()) if score >= lowest])
+
+
+def class_colours(names: Sequence[str]) -> list[Colour]:
     """One hue per class, as RGB; it depends on the set of names, not on their order.
 
     Examples:
@@ -70,6 +81,46 @@ def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
     # Steps of the golden ratio: neighbours differ, and no hue comes twice.
     rgb = [colorsys.hsv_to_rgb(places[name] * 0.618034 % 1, 0.85, 0.95) for name in names]
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
+
+
+def draw_predictions(
+    image: np.ndarray,
+    predicted: Instances,
+    names: Sequence[str],
+    score_thresh: float = SCORE_THRESH,
+    *,
+    best: int = 0,
+) -> np.ndarray:
+    """Draw predictions, below a title that says how many there are.
+
+    Args:
+        image: RGB, ``(H, W, 3)``, 8 bits.
+        predicted: with scores.
+        names: of the classes.
+        score_thresh: minimum score of instances to draw.
+        best: number of instances to draw where none reaches ``score_thresh``. The title says so,
+            or names the best where none is drawn.
+
+    Returns:
+        The picture, RGB.
+
+    Examples:
+        >>> found = Instances(torch.tensor([[10.0, 10.0, 60.0, 50.0]]), [0], scores=[0.9])
+        >>> draw_predictions(np.zeros((400, 500, 3), np.uint8), found, ["cat"]).shape
+        (424, 500, 3)
+    """
+    scores = predicted.scores or []
+    ranked = sorted(range(len(predicted)), key=lambda i: -scores[i])
+    chosen = [i for i in ranked if scores[i] >= score_thresh]
+    title = f"predicted, score >= {score_thresh:g}: {len(chosen)}"
+    if not ranked:
+        title = "predicted: nothing found"
+    elif not chosen:
+        chosen = ranked[:best]
+        title = f"predicted: none with score >= {score_thresh:g}, "
+        likeliest = _text(predicted, ranked[0], names)
+        title += f"the best {len(chosen)} drawn" if best else f"best: {likeliest}"
+    return _titled(_drawn(image, predicted.select(chosen), names), title)
 
 
 def draw_pair(
@@ -99,16 +150,7 @@ def draw_pair(
         >>> draw_pair(photograph, found, None, ["cat"]).shape
         (424, 1006, 3)
     """
-    scores = predicted.scores or []
-    ranked = sorted(range(len(predicted)), key=lambda i: -scores[i])
-    chosen = [i for i in ranked if scores[i] >= score_thresh]
-    title = f"predicted, score >= {score_thresh:g}: {len(chosen)}"
-    if not ranked:
-        title = "predicted: nothing found"
-    elif not chosen:
-        chosen = ranked[:_BEST]
-        title = f"predicted: none with score >= {score_thresh:g}, the best {len(chosen)} drawn"
-    left = _titled(_drawn(image, predicted.select(chosen), names), title)
+    left = draw_predictions(image, predicted, names, score_thresh, best=_BEST)
     if truth is None:
         right = _titled(_drawn(image, predicted.select([]), names), "truth: not loaded")
     else:
@@ -118,6 +160,16 @@ def draw_pair(
         right = _titled(_drawn(image, truth, names), title)
     gap = np.full((len(left), _GAP, 3), 255, np.uint8)
     return np.hstack([left, gap, right])
+
+
+def complete_names(names: Sequence[str] | None, number: int) -> list[str]:
+    """The names of a detector's classes, or numbers if there are not as many names as classes.
+
+    Examples:
+        >>> complete_names(None, 2)
+        ['class 0', 'class 1']
+    """
+    return list(names) if names and len(names) == number else [f"class {i}" for i in range(number)]
 
 
 def _drawn(image: np.ndarray, found: Instances, names: Sequence[str]) -> Image.Image:
@@ -140,10 +192,12 @@ def _drawn(image: np.ndarray, found: Instances, names: Sequence[str]) -> Image.I
     boxes = torch.stack(
         [boxes[:, 0::2].clamp(0, width - 1), boxes[:, 1::2].clamp(0, height - 1)], 2
     ).flatten(1)
-    canvas = draw_bounding_boxes(canvas, boxes, colors=colours, width=2)
+    line = round(2 * _zoom(resized))
+    canvas = draw_bounding_boxes(canvas, boxes, colors=colours, width=line)
     picture = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+    taken: list[_Box] = []
     for i, (box, colour) in enumerate(zip(boxes.tolist(), colours)):
-        _label(picture, box, _text(found, i, names), colour)
+        taken.append(_label(picture, box, _text(found, i, names), colour, taken))
     return picture
 
 
@@ -155,22 +209,40 @@ def _text(found: Instances, i: int, names: Sequence[str]) -> str:
 
 
 def _label(
-    picture: Image.Image, box: Sequence[float], text: str, colour: tuple[int, int, int]
-) -> None:
-    """Write a label into the upper left corner of a box, above a small one."""
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT)
-    width, height = draw.textbbox((0, 0), text, font)[2:]
-    above = height + 4 if box[3] - box[1] < 4 * height else 0
-    x = max(0.0, min(box[0], picture.width - width - 5))
-    y = max(0.0, min(box[1] - above, picture.height - height - 4))
-    draw.rectangle((x, y, x + width + 4, y + height + 3), fill=colour)
+    picture: Image.Image, box: Sequence[float], text: str, colour: Colour, taken: Sequence[_Box]
+) -> _Box:
+    """Write a label at a box, where it covers no other one if there is such a place; its place."""
+    pad = round(2 * _zoom(picture))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT * _zoom(picture))
+    width, height = (side + 2 * pad for side in draw.textbbox((0, 0), text, font)[2:])
+    x = max(0.0, min(box[0], picture.width - width - 1))
+    lowest = picture.height - height
+    # Above the box, in it below its upper edge, below it, in it above its lower edge.
+    places = (box[1] - height, box[1], box[3], box[3] - height)
+    labels = [(x, y, x + width, y + height) for y in places if 0 <= y <= lowest]
+    labels = labels or [(x, lowest, x + width, picture.height)]
+    free = (label for label in labels if not any(_overlap(label, other) for other in taken))
+    label = next(free, labels[0])
+    draw.rectangle((label[0], label[1], label[2], label[3] - 1), fill=colour)
     bright = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 128
-    draw.text((x + 2, y + 1), text, "black" if bright else "white", font)
+    draw.text((x + pad, label[1] + pad / 2), text, "black" if bright else "white", font)
+    return label
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    return all(one[i] < other[i + 2] and other[i] < one[i + 2] for i in (0, 1))
+
+
+def _zoom(picture: Image.Image) -> float:
+    return max(1.0, min(picture.size) / _FULL_SIDE)
 
 
 def _titled(picture: Image.Image, title: str) -> np.ndarray:
     """The picture below a white banner with its title, ``(H, W, 3)``."""
-    whole = Image.new("RGB", (picture.width, picture.height + _BANNER), "white")
-    whole.paste(picture, (0, _BANNER))
-    ImageDraw.Draw(whole).text((6, 3), title, "black", ImageFont.load_default(_TITLE))
+    zoom = _zoom(picture)
+    banner = round(_BANNER * zoom)
+    whole = Image.new("RGB", (picture.width, picture.height + banner), "white")
+    whole.paste(picture, (0, banner))
+    place = round(6 * zoom), round(3 * zoom)
+    ImageDraw.Draw(whole).text(place, title, "black", ImageFont.load_default(_TITLE * zoom))
     return np.array(whole)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gram_backbones import cli
-from gram_backbones.cli import classifier, convert, d2, mmdet, predict, setup
+from gram_backbones.cli import classifier, convert, d2, mmdet, setup
 from gram_backbones.config_folders import find_config, list_configs
 from gram_backbones.suggestions import did_you_mean
 from tests.conftest import ROOT
@@ -51,7 +51,10 @@ def test_every_help_comes_without_torch_within_a_second():
         (["train", __file__.replace(".py", ".txt")], "there is no config"),
         (["cost", "aognet12m"], "there is no model named 'aognet12m' (did you mean 'aognet_12m'"),
         (["export", "dgnet_r5O", "x.onnx"], "did you mean 'dgnet_r50'"),
-        (["predict", "retinanet_aognet40m_fpn_1x", "w.pth", "gone"], "there is no image gone"),
+        (
+            ["predict", "retinanet_aognet40m_fpn_1x", "w.pth", "gone"],
+            "there is no image, video or folder 'gone'",
+        ),
     ),
 )
 def test_wrong_command_lines_end_in_a_sentence(arguments, sentence, capsys):
@@ -112,16 +115,6 @@ def test_choices_in_the_parsers_are_those_of_the_package():
     data = pytest.importorskip("gram_backbones.classification.data")
     assert classifier.AMP_DTYPES == tuple(building.AMP_DTYPES)
     assert classifier.DATASETS == data.DATASETS
-
-
-def test_images_of_one_name_are_refused(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "1.jpg").touch()
-        (tmp_path / folder / "notes.txt").touch()
-    assert predict.list_images([str(tmp_path / "a")]) == [tmp_path / "a/1.jpg"]
-    with pytest.raises(ValueError, match=r"images named \['1'\] come twice"):
-        predict.list_images([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
 def test_cost_counts_the_models_that_are_named(capsys):

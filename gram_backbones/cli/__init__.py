@@ -25,8 +25,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train", "train a detector: Detectron2 by a .yaml config, MMDetection by .py"),
     "test": Command("test", "evaluate a trained detector of either framework"),
-    "predict": Command("predict", "draw a trained detector's predictions on images"),
     "plot": Command("plot", "draw learning curves of runs"),
+    "predict": Command("predict", "draw a detector's predictions on images, videos, a camera"),
     "check-data": Command("check_data", "check annotations and pictures of your own data"),
     "train-classifier": Command("classifier", "train or evaluate a classifier"),
     "robustness": Command("robustness", "top-1 of a classifier under one-step FGSM"),

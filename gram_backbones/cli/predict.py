@@ -1,158 +1,212 @@
-"""Draw a trained detector's predictions on images. The config's kind says by which framework.
+"""Draw a trained detector's predictions. The config's kind says by which framework.
 
-  {prog} mask_rcnn_aognet40m_fpn_1x output/model_final.pth photographs/*.jpg
-  {prog} mask-rcnn_aognet-40m_fpn_1x_coco epoch_12.pth photographs --output drawn
+  {prog} mask_rcnn_aognet40m_fpn_1x output/model_final.pth photographs
+  {prog} --config my.py --weights epoch_12.pth "photographs/**/*.jpg" --format coco
+  {prog} --config my.yaml --weights model_final.pth drive.mp4 --classes car "stop sign"
+  {prog} --config my.yaml --weights model_final.pth 0    (a camera; Ctrl-C ends it)
 
 CONFIG is a file, .yaml or .py, or the name of a shipped config, as gram-backbones configs --names
-prints them. Every image gets a picture, NAME.png in the output folder, and all predictions go to
-predictions.json there: for every image the boxes in pixels (x1, y1, x2, y2), their scores, and
-their classes, by index and by name where the config's data set has names.
+prints them. INPUT is an image, a video, a folder of them, a quoted glob, or the index of a camera.
+An image is drawn as NAME.png in the output folder, a video as NAME.mp4. All predictions go to one
+file there: predictions.json has the boxes in pixels (x1, y1, x2, y2), scores and classes of every
+image; coco_results.json COCO's results, with masks; predictions.csv a row for every instance.
+
+An input that cannot be read is named and left out; the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config_folders import find_config
+from ..suggestions import did_you_mean
 from . import setup
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# From an image's path, the picture's path and the lowest score to draw, to the predictions.
-Predict = Callable[[Path, Path, float], dict[str, Any]]
+if TYPE_CHECKING:
+    from ..data import PictureError
+    from ..predictions.sources import Frame, Source
+
+_DRAWN_SCORE = 0.5
+_QUIET_SECONDS = 5  # longest time without a line while a video is read
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = setup.parser_with_examples(__doc__, prog)
-    parser.add_argument("config", metavar="CONFIG", help="a file, or the name of a shipped config")
-    parser.add_argument("weights", metavar="WEIGHTS", help="file of the trained detector")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of images")
+    parser.usage = (
+        f"{parser.prog} CONFIG WEIGHTS INPUT ... [options]\n"
+        f"       {parser.prog} --config CONFIG --weights WEIGHTS INPUT ... [options]"
+    )
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="what to predict on")
+    parser.add_argument("--config", help="in place of the first argument")
+    parser.add_argument("--weights", help="file of the trained detector")
     parser.add_argument("--output", default="predictions", help="folder (default: predictions)")
     parser.add_argument(
-        "--score", type=float, default=0.5, help="lowest score of what is drawn (default: 0.5)"
+        "--score",
+        type=_share,
+        help="leave out lower scores (default: 0.5 in pictures, all that the detector gives in the "
+        "file of predictions)",
     )
-    parser.add_argument("--deploy", action="store_true", help="with norms folded in: faster")
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="leave out all other classes")
+    parser.add_argument(
+        "--format",
+        choices=("json", "coco", "csv"),
+        default="json",
+        help="of the file of predictions (default: json)",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="only the file of predictions")
+    parser.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="frames computed together (default: 1)",
+    )
+    parser.add_argument(
+        "--deploy",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with norms folded in and fused operators: faster, the same up to rounding",
+    )
     return parser
+
+
+def _share(text: str) -> float:
+    if not 0 <= (score := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"it is {text}; allowed are 0 to 1")
+    return score
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text}; at least 1 is needed")
+    return number
+
+
+def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with config and weights wherever they were given."""
+    args = parser.parse_intermixed_args(argv)
+    words = iter(args.inputs)
+    args.config = args.config or next(words, None)
+    args.weights = args.weights or next(words, None)
+    args.inputs = [*words]
+    if not args.inputs:
+        hint = "; --classes takes all words after it, so put it last" if args.classes else ""
+        parser.error(f"give a config, weights and at least one input{hint}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Predict, draw and write."""
     parser = make_parser(prog)
-    args = parser.parse_args(argv)
+    args = parse_args(parser, argv)
+    from ..predictions.sources import find_sources, require_cameras
+
     try:
-        images = list_images(args.images)
-        config = find_config(args.config)
-        setup.start()
-        load = _load_mmdet if setup.is_mmdet(args.config, parser.prog) else _load_d2
-        predict = load(str(config), args.weights, args.deploy)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"{parser.prog}: {error}")
-    from ..data import PictureError
-
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    found, unread = {}, []
-    for number, image in enumerate(images, 1):
-        try:
-            found[str(image)] = predict(image, output / f"{image.stem}.png", args.score)
-        except PictureError as error:
-            unread.append(image)
-            print(f"{number}/{len(images)} {error}", file=sys.stderr)
-            continue
-        drawn = sum(score >= args.score for score in found[str(image)]["scores"])
-        print(f"{number}/{len(images)} {image}: {drawn} at a score of {args.score:g} or more")
-    (output / "predictions.json").write_text(json.dumps(found, indent=1))
-    print(f"Pictures and predictions.json are in {output}")
+        config = str(find_config(args.config))
+        sources = find_sources(args.inputs)
+        require_cameras(sources)
+        _require_other_files(sources, Path(args.output))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    setup.start()
+    try:
+        framework = "mmdet" if setup.is_mmdet(config, parser.prog) else "d2"
+        adapter = import_module(f"..{framework}.inference", __package__)
+        detector = adapter.Detector(config, args.weights, deploy=args.deploy)
+    except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
+        # Detectron2 and yacs raise AssertionError and KeyError for wrong files and keys.
+        parser.error(str(error.args[-1] if error.args else error))
+    for name in args.classes or ():
+        if name not in detector.names:
+            meant = did_you_mean(name, detector.names)
+            parser.error(f"there is no class {name!r}{meant}; allowed are {detector.names}")
+    unread = _predict(args, detector, sources)
     if unread:
-        sys.exit(f"{parser.prog}: {len(unread)} of {len(images)} images cannot be read")
+        sys.exit(f"{parser.prog}: {unread} of {len(sources)} inputs cannot be read")
 
 
-def list_images(paths: Iterable[str]) -> list[Path]:
-    """The image files among paths, and those in folders.
+def _require_other_files(sources: Sequence[Source], output: Path) -> None:
+    """Check that no picture would replace what it is drawn from.
 
     Raises:
-        FileNotFoundError: a path does not exist, or a folder has no images.
-        ValueError: two images have the same name, and so would their pictures.
+        ValueError: one would.
     """
-    images: list[Path] = []
-    for path in map(Path, paths):
-        found = [path] if path.is_file() else []
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
-        if not found:
-            raise FileNotFoundError(f"there is no image {path}")
-        images += found
-    stems = [image.stem for image in images]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise ValueError(f"images named {twice} come twice; their pictures need distinct names")
-    return images
+    files = {Path(source.path).resolve() for source in sources}
+    for source in sources:
+        if (output / source.drawn).resolve() in files:
+            raise ValueError(f"{output / source.drawn} is an input; choose another --output")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; it must be a folder")
 
 
-def _load_d2(config: str, weights: str, deploy: bool) -> Predict:
-    from detectron2.config import get_cfg
-    from detectron2.data.detection_utils import read_image
-    from detectron2.utils.visualizer import Visualizer
+def _predict(args: argparse.Namespace, detector: Any, sources: Sequence[Source]) -> int:
+    """Predict on all sources, and return the number of those that cannot be read."""
+    from ..pictures import draw_predictions
+    from ..predictions.sources import count_frames, read_batches
+    from ..predictions.writing import FILES, DrawnFiles, predictions_file
 
-    from ..d2 import GramPredictor, add_gram_backbones_config
-    from ..d2.config import merge_config
-    from ..data import naming_picture
-
-    cfg = get_cfg()
-    add_gram_backbones_config(cfg)
-    merge_config(cfg, config, ["MODEL.WEIGHTS", weights, "TEST.DEPLOY", str(deploy)])
-    predictor = GramPredictor(cfg)
-    metadata = getattr(predictor, "metadata", None)  # of DATASETS.TEST, which may be empty
-    names = metadata.get("thing_classes") if metadata else None
-
-    def predict(image: Path, picture: Path, score: float) -> dict[str, Any]:
-        with naming_picture(image):
-            pixels = read_image(str(image), "BGR")
-        instances = predictor(pixels)["instances"].to("cpu")
-        canvas = Visualizer(pixels[:, :, ::-1], metadata)
-        canvas.draw_instance_predictions(instances[instances.scores >= score]).save(str(picture))
-        boxes, scores = instances.pred_boxes.tensor, instances.scores
-        return _as_plain(boxes, scores, instances.pred_classes, names)
-
-    return predict
-
-
-def _load_mmdet(config: str, weights: str, deploy: bool) -> Predict:
-    import mmcv
-    from mmdet.apis import inference_detector
-    from mmdet.registry import VISUALIZERS
-
-    from ..data import naming_picture
-    from ..mmdet.inference import load_detector
-
-    model: Any = load_detector(config, weights, deploy=deploy)
-    # Without backends: they keep copies of what is drawn, in a folder of their own.
-    visualizer = VISUALIZERS.build({**model.cfg.visualizer, "vis_backends": None})
-    visualizer.dataset_meta = model.dataset_meta
-    names = model.dataset_meta.get("classes")
-
-    def predict(image: Path, picture: Path, score: float) -> dict[str, Any]:
-        with naming_picture(image):
-            pixels = mmcv.imread(str(image), channel_order="rgb")
-            if pixels is None:
-                raise ValueError("no decoder takes it")
-        sample = inference_detector(model, str(image)).cpu()
-        visualizer.add_datasample(
-            "", pixels, sample, draw_gt=False, pred_score_thr=score, out_file=str(picture)
-        )
-        found = sample.pred_instances
-        return _as_plain(found.bboxes, found.scores, found.labels, names)
-
-    return predict
+    output, names = Path(args.output), detector.names
+    output.mkdir(parents=True, exist_ok=True)
+    wanted = {names.index(name) for name in args.classes or names}
+    drawn_score = _DRAWN_SCORE if args.score is None else args.score
+    progress = _Progress(count_frames(sources), drawn_score)
+    with ExitStack() as stack:
+        stack.enter_context(progress)
+        add = stack.enter_context(predictions_file(output, args.format, names, sources))
+        drawings = stack.enter_context(DrawnFiles(output))
+        for frames in read_batches(sources, args.batch_size, progress.skip):
+            for frame, found in zip(frames, detector([frame.image for frame in frames])):
+                found = found.of_classes(wanted)
+                add(frame, found.scored(args.score or 0.0))
+                if not args.no_pictures:
+                    picture = draw_predictions(frame.image, found, names, drawn_score)
+                    drawings.write(frame, picture)
+                progress.show(frame, len(found.scored(drawn_score)))
+    written = (
+        f"{FILES[args.format]} is" if args.no_pictures else f"Pictures and {FILES[args.format]} are"
+    )
+    print(f"{written} in {output}")
+    return progress.unread
 
 
-def _as_plain(boxes: Any, scores: Any, classes: Any, names: Sequence[str] | None) -> dict[str, Any]:
-    tensors = dict(boxes=boxes, scores=scores, classes=classes)
-    found: dict[str, Any] = {name: tensor.tolist() for name, tensor in tensors.items()}
-    if names:
-        found["names"] = [names[index] for index in found["classes"]]
-    return found
+class _Progress:
+    """A bar where errors go to a terminal; otherwise lines, for a video every few seconds."""
+
+    def __init__(self, total: int | None, score: float):
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit="frame", disable=None)
+        self._total, self._score = total, score
+        self._done = self.unread = 0
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def skip(self, source: Source, error: PictureError) -> None:
+        self._done += 1
+        self.unread += 1
+        self._bar.update()
+        self._bar.write(str(error), file=sys.stderr)
+
+    def show(self, frame: Frame, drawn: int) -> None:
+        self._done += 1
+        self._bar.update()
+        now = time.monotonic()
+        if not self._bar.disable or (frame.number and now - self._last < _QUIET_SECONDS):
+            return
+        self._last = now
+        total = "" if self._total is None else f"/{self._total}"
+        score = f"{drawn} at a score of {self._score:g} or more"
+        print(f"{self._done}{total} {frame.name}: {score}", flush=True)

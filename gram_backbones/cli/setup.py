@@ -88,12 +88,13 @@ def is_mmdet(config: str, prog: str | None) -> bool:
     """Whether a config is MMDetection's, a ``.py`` file, and not Detectron2's.
 
     Raises:
-        SystemExit: there is no such config, or it is of neither kind.
+        SystemExit: there is no such config, or it is of neither kind; the exit code is 2.
     """
     try:
         suffix = find_config(config).suffix
         if suffix not in (".py", ".yaml", ".yml"):
             raise ValueError(f"the config is {config!r}; allowed are .yaml and .py files")
     except ValueError as error:
-        sys.exit(f"{prog}: {error}")
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(2)
     return suffix == ".py"

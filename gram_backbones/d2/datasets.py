@@ -99,7 +99,7 @@ def set_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         classes = class_names(name)
         if classes is None:
             continue
-        if head := _active_head(cfg):
+        if head := active_head(cfg):
             number = cfg.MODEL[head].NUM_CLASSES
             check_number(f"MODEL.{head}.NUM_CLASSES", number, name, classes)
         if cfg.MODEL.CLASSES:
@@ -199,7 +199,7 @@ def _heads(node: CfgNode, path: str = "MODEL") -> Iterator[tuple[str, CfgNode]]:
             yield from _heads(value, f"{path}.{key}")
 
 
-def _active_head(cfg: CfgNode) -> str | None:
+def active_head(cfg: CfgNode) -> str | None:
     """The node with the number of classes of the meta-architecture in use."""
     name = cfg.MODEL.META_ARCHITECTURE
     if name in _WITHOUT_CLASSES:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 
 class PictureError(OSError):
@@ -38,6 +39,26 @@ def naming_picture(path: str | os.PathLike) -> Iterator[None]:
     except Exception as error:  # decoders raise whatever they stumble over
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PictureError(f"cannot read picture {os.fspath(path)}: {reason}") from error
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """A picture as it is shown, that is turned as its EXIF data say.
+
+    Returns:
+        RGB, ``(H, W, 3)``, 8 bits.
+
+    Raises:
+        PictureError: it cannot be read, or is grey with more than 8 bits, which Pillow would clip.
+
+    Examples:
+        >>> read_picture("gone.jpg")
+        Traceback (most recent call last):
+        gram_backbones.data.pictures.PictureError: cannot read picture gone.jpg: FileNotFound...
+    """
+    with naming_picture(path), Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"it has more than 8 bits a pixel (Pillow's mode {image.mode})")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def picture_problems(path: str, size: tuple[int, int]) -> Iterator[tuple[str, str]]:

@@ -1,21 +1,30 @@
-"""Detectors for MMDetection's ``inference_detector``, filled as strictly as for an evaluation."""
+"""Detectors filled as strictly as for an evaluation, alone or mapping images to instances."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
+from mmdet.utils import get_test_pipeline_cfg
 from mmdet.visualization import get_palette
 from mmengine.config import Config
 from torch import nn
 
 from ..fused import deploy as deploy_model
+from ..pictures import Instances, complete_names
 from ..weights.detector import fit_detector
 from ..weights.files import read_weight_file
+from .own_data import head_numbers
+from .pictures import to_instances
 from .runs import own_parts
 
 logger = logging.getLogger(__name__)
@@ -49,3 +58,50 @@ def load_detector(config: str | Config, weights: str | Path, *, deploy: bool = F
     for level, line in found.report():
         logger.log(level, line)
     return deploy_model(model) if deploy else model
+
+
+class Detector:
+    """A trained detector that maps images to instances; `gram_backbones.d2.inference` is alike.
+
+    Args:
+        config: config file.
+        weights: file of the whole detector.
+        deploy: with norms folded in and fused operators, see `gram_backbones.fused`.
+
+    Attributes:
+        names: of the classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightError: the file is not read, or leaves a tensor unfilled.
+
+    Examples:
+        ::
+
+            detector = Detector("my_config.py", "work_dirs/my_config/epoch_12.pth")
+            (found,) = detector([image])
+            print([detector.names[index] for index in found.classes])
+    """
+
+    def __init__(self, config: str, weights: str | Path, *, deploy: bool = True):
+        model: Any = load_detector(config, weights, deploy=deploy)
+        self._model = model
+        steps = copy.deepcopy(get_test_pipeline_cfg(model.cfg))
+        steps[0].type = "mmdet.LoadImageFromNDArray"  # as inference_detector does
+        self._pipeline = Compose(steps)
+        names = model.dataset_meta.get("classes") or ()
+        number = max(head_numbers(model).values(), default=len(names))
+        self.names = complete_names(names, number)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        """The instances of each image, with scores.
+
+        Args:
+            images: RGB, ``(H, W, 3)``, 8 bits; they may differ in size.
+        """
+        bgr = [np.ascontiguousarray(image[:, :, ::-1]) for image in images]
+        samples = [self._pipeline(dict(img=image, img_id=0)) for image in bgr]
+        batch = {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
+        found = self._model.test_step(batch)
+        return [to_instances(sample.cpu().pred_instances) for sample in found]

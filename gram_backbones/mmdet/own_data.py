@@ -132,10 +132,14 @@ def check_classes(model: nn.Module, loaders: Iterable[Any]) -> None:
     names = [found for loader in loaders if (found := loader_classes(loader))]
     for classes in names:
         check_same_classes("train_dataloader", names[0], "val_dataloader", classes)
-        for name, module in model.named_modules():
-            number = getattr(module, "num_classes", None)
-            if isinstance(number, int) and _counts_classes(name):
-                check_number(f"{name}.num_classes", number, "metainfo", classes)
+        for name, number in head_numbers(model).items():
+            check_number(f"{name}.num_classes", number, "metainfo", classes)
+
+
+def head_numbers(model: nn.Module) -> dict[str, int]:
+    """The number of classes of every head of a detector, by the head's name."""
+    numbers = {name: getattr(part, "num_classes", None) for name, part in model.named_modules()}
+    return {k: n for k, n in numbers.items() if isinstance(n, int) and _counts_classes(k)}
 
 
 def check_annotations(train: Any, val: Any = None, *, masks: bool) -> list[str]:

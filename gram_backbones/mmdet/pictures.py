@@ -67,8 +67,7 @@ class PicturesHook(Hook):
                 continue
             sample = sample.cpu()
             image = mmcv.imfrombytes(get(sample.img_path), channel_order="rgb")
-            predicted = _to_instances(sample.pred_instances)
-            predicted.scores = sample.pred_instances.scores.tolist()
+            predicted = to_instances(sample.pred_instances)
             truth = _truth(sample)
             classes = (*predicted.classes, *(truth.classes if truth else ()))
             names = runner.visualizer.dataset_meta.get("classes")
@@ -91,7 +90,7 @@ def _truth(sample: DetDataSample) -> Instances | None:
     masks = [part.masks for part in parts if "masks" in part]
     if any((m.height, m.width) != tuple(sample.ori_shape[:2]) for m in masks):
         return None
-    found = [_to_instances(part) for part in parts]
+    found = [to_instances(part) for part in parts]
     with_masks = [part.masks for part in found if part.masks is not None]
     return Instances(
         torch.cat([part.boxes for part in found]),
@@ -101,11 +100,12 @@ def _truth(sample: DetDataSample) -> Instances | None:
     )
 
 
-def _to_instances(found: Any) -> Instances:
+def to_instances(found: Any) -> Instances:
     """MMDetection's instances as ours; boxes may be tensors or mmdet's ``HorizontalBoxes``."""
     boxes = getattr(found.bboxes, "tensor", found.bboxes)
     masks = found.get("masks")
     if masks is not None and not isinstance(masks, torch.Tensor):
         masks = torch.from_numpy(masks.to_ndarray())
     masks = None if masks is None else masks.bool()
-    return Instances(boxes.reshape(-1, 4), found.labels.tolist(), masks=masks)
+    scores = found.scores.tolist() if "scores" in found else None
+    return Instances(boxes.reshape(-1, 4), found.labels.tolist(), scores, masks)
