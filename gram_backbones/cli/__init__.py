@@ -37,6 +37,7 @@ COMMANDS = {
     "list-weights": Command("weights", "published weights, and which are here"),
     "models": Command("models", "names of all models"),
     "env": Command("env", "versions and devices, for a bug report"),
+    "draw-grammar": Command("draw_grammar", "draw the grammar of an AOGNet block"),
     "demo-data": Command("demo_data", "render the demo's data set"),
 }
 
