@@ -38,6 +38,7 @@ COMMANDS = {
     "models": Command("models", "names of all models"),
     "env": Command("env", "versions and devices, for a bug report"),
     "draw-grammar": Command("draw_grammar", "draw the grammar of an AOGNet block"),
+    "explain": Command("explain", "show where a trained AOGNet looks, node by node"),
     "demo-data": Command("demo_data", "render the demo's data set"),
 }
 
