@@ -169,13 +169,21 @@ def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def _d2_points(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _d2_points(file: Path) -> list[tuple[int, dict[str, Any]]]:
     """Iterations, from 1, and what was logged then."""
+    points: list[tuple[int, dict[str, Any]]] = []
     for line in _read_lines(file):
-        if isinstance(at := line.pop("iteration", None), int):
-            # Detectron2 counts iterations from 0. The last evaluation has a line of its own, which
-            # counts on.
-            yield at + ("total_loss" in line), line
+        if not isinstance(at := line.pop("iteration", None), int):
+            continue
+        # Detectron2 counts iterations from 0. The last evaluation has a line of its own, which
+        # counts on. So has one between two logged iterations: it comes after the later of these.
+        if "total_loss" in line:
+            points.append((at + 1, line))
+        elif points and at < points[-1][0]:
+            points.insert(-1, (at + 1, line))
+        else:
+            points.append((at, line))
+    return points
 
 
 def _mmdet_points(starts: Iterable[Path], length: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -77,6 +77,21 @@ def test_a_test_alone(tmp_path):
     assert run.iterations == 0 and run.precisions == {"segm/AP": 50.0}
 
 
+def test_an_evaluation_between_two_logged_iterations_is_no_resumed_run(tmp_path):
+    """Detectron2 logs every 20 iterations, and writes an evaluation before that after it."""
+    write_lines(
+        tmp_path / "metrics.json",
+        {"iteration": 19, "total_loss": 3.0},
+        {"iteration": 39, "total_loss": 2.0},
+        {"iteration": 29, "bbox/AP": 5.0},
+        {"iteration": 44, "total_loss": 1.0},
+        {"iteration": 45, "bbox/AP": 7.0},
+    )
+    scalars = read_run(tmp_path).scalars
+    assert scalars["total_loss"] == ((20, 3.0), (40, 2.0), (45, 1.0))
+    assert scalars["bbox/AP"] == ((30, 5.0), (45, 7.0))
+
+
 def test_what_a_resumed_run_repeats_replaces_the_earlier(d2_run):
     with (d2_run / "metrics.json").open("a") as file:
         file.write('{"iteration": 14, "total_loss": 2.5, "lr": 0.1}\n')
