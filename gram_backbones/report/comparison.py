@@ -69,6 +69,20 @@ def read_rows(folder: str | Path) -> list[Row]:
 
     Raises:
         ValueError: see `complete_runs`; or a run has no AP.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     run = Path(folder, "resnet18-seed0")
+        ...     run.mkdir()
+        ...     _ = (run / "config.yaml").write_text("{SOLVER: {}, INPUT: {}, DATASETS: {}}")
+        ...     line = '{"iteration": 9, "bbox/AP": 20, "segm/AP": 18}'
+        ...     _ = (run / "metrics.json").write_text(line)
+        ...     (run / "complete").touch()
+        ...     note_cost(run, parameters=14_000_000)
+        ...     (row,) = read_rows(folder)
+        >>> row.name, row.seeds, row.box_ap, row.mask_ap, row.parameters
+        ('resnet18', [0], [20.0], [18.0], 14000000)
     """
     return [_read_row(name, runs) for name, runs in complete_runs(folder).items()]
 

@@ -18,6 +18,8 @@ from typing import Any
 from .runs import Series, read_run
 
 CLASSIFIER = "metrics.jsonl"
+# Files with curves, and how many folders below the run's they are.
+_DEPTHS = {"metrics.json": 0, "scalars.json": 2, CLASSIFIER: 0}
 _SEED = re.compile(r"-seed(\d+)$")
 _DEFAULTS = ("error", "loss", "bbox/AP", "segm/AP", "total_loss")
 _TITLES = {
@@ -126,6 +128,14 @@ def draw_curves(runs: Sequence[Curves], file: str | Path, metrics: Sequence[str]
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: no run has one of the metrics, its units differ, or the format is unknown.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> run = Curves(Path("resnet20"), "epoch", {"error": ((1, 60.0), (2, 40.0))})
+        >>> with TemporaryDirectory() as folder:
+        ...     draw_curves([run], Path(folder, "curves.png"))
+        ...     Path(folder, "curves.png").read_bytes()[1:4]
+        b'PNG'
     """
     try:
         from matplotlib.figure import Figure
@@ -160,9 +170,11 @@ def draw_curves(runs: Sequence[Curves], file: str | Path, metrics: Sequence[str]
 
 def _run_folder(path: Path) -> Path:
     """The folder of a run to which a file belongs."""
-    if path.name == "scalars.json":  # FOLDER/TIME/vis_data/scalars.json
-        return path.absolute().parents[2]
-    return path.parent if path.is_file() else path
+    if not path.is_file():
+        return path
+    if path.name not in _DEPTHS:
+        raise ValueError(f"{path} has no curves; allowed are folders and files named {[*_DEPTHS]}")
+    return path.absolute().parents[_DEPTHS[path.name]]
 
 
 def _classifier_series(file: Path) -> dict[str, Series]:

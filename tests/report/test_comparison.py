@@ -13,8 +13,10 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 import yaml
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gram_backbones.cli.d2 import load_config, parse_args
+from gram_backbones.d2.datasets import DEMO_SPLITS, register_demo_datasets
 from gram_backbones.d2.demo_dataset import make_demo_dataset
 from gram_backbones.report.comparison import (
     Row,
@@ -216,15 +218,23 @@ exit 1
 """
 
 
+def register_anew():
+    """Register the demo where DETECTRON2_DATASETS says now."""
+    for name in DEMO_SPLITS:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_demo_datasets()
+
+
 @pytest.mark.slow
-def test_a_tiny_real_run_is_killed_resumed_tabulated_drawn_and_timed(tmp_path):
+def test_a_tiny_real_run_is_killed_resumed_tabulated_drawn_and_timed(tmp_path, monkeypatch):
     out, killer = tmp_path / "out", tmp_path / "killer"
     run = out / "dgnet_r18_static-seed1"
     killer.write_text(_KILLER)
     killer.chmod(0o755)
     make_demo_dataset(out / "datasets/gram_demo", train=8, val=4)
     choice = {"VENV": sys.prefix, "ROWS": "dgnet_r18_static", "SEEDS": "1", "RUN": str(run)}
-    env = {**os.environ, **choice, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+    env = {**os.environ, **choice, "PYTHONPATH": str(ROOT)}
 
     def call(command, **variables):
         return subprocess.run(command, env={**env, **variables}, capture_output=True, text=True)
@@ -238,10 +248,10 @@ def test_a_tiny_real_run_is_killed_resumed_tabulated_drawn_and_timed(tmp_path):
     assert re.search("Starting training from iteration [12]", (run / "log.txt").read_text())
     assert (run / "complete").is_file() and (out / "curves.png").is_file()
     assert "\n| dgnet_r18_static | 1 |" in (out / "comparison.md").read_text()
-    # In a process of its own: the data sets are registered once, where the variable says.
-    code = "import sys, pathlib, summarize_comparison as tool\n"
-    code += "tool.measure_speed(pathlib.Path(sys.argv[1]), iterations=1, images=1)"
-    measure = [sys.executable, "-c", code, str(run)]
-    check_ended_well(call(measure, DETECTRON2_DATASETS=str(out / "datasets")))
+    with monkeypatch.context() as context:
+        context.setenv("DETECTRON2_DATASETS", str(out / "datasets"))
+        register_anew()
+        load_tool(ROOT / "tools/summarize_comparison.py").measure_speed(run, iterations=1, images=1)
+    register_anew()
     (row,) = read_rows(out)
     assert 0 < row.seconds_per_image < row.seconds_per_iteration

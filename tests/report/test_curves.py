@@ -103,6 +103,7 @@ def test_the_command_writes_the_format_of_the_name(suffix, tmp_path, capsys):
     (
         (["gone"], "gone does not exist"),
         (["."], "is not the folder of a run"),
+        (["photo.png"], "photo.png has no curves; allowed are folders and files named ['metrics."),
         (["empty"], "empty has no curves: nothing has been logged yet"),
         (["broken"], "cannot read broken/metrics.jsonl, line 1: "),
         (["d2", "--metric", "bbox/AP5"], "no metric 'bbox/AP5'; the runs have total_loss, bbox/AP"),
@@ -121,6 +122,7 @@ def test_wrong_input_is_one_sentence_and_writes_nothing(
     write_lines(tmp_path / "broken/metrics.jsonl", ["no object"])
     write_lines(tmp_path / "mixed/metrics.jsonl", [{"epoch": 1, "total_loss": 2.0}])
     classifier(tmp_path / "c", [50.0])
+    (tmp_path / "photo.png").touch()
     for name in ("d2", "d3"):
         detector(tmp_path / name, 20.0)
     before = {*tmp_path.rglob("*")}
