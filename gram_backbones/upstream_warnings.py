@@ -25,6 +25,14 @@ _LOGGED = (
     # Of MMEngine about its own loading of images, as configs of MMDetection 3 ask for it.
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
+    # Of Detectron2 about data whose category ids have gaps, which it handles.
+    "Category ids in annotations are not in",
+)
+# Those of libraries; MMEngine's exists only once a runner has made it.
+_LOGGERS = (
+    "torch.utils.cpp_extension",
+    "torch.fx._symbolic_trace",
+    "detectron2.data.datasets.coco",
 )
 
 
@@ -41,12 +49,12 @@ def silence_known_warnings() -> None:
     """
     for text, category in _WARNINGS.items():
         warnings.filterwarnings("ignore", text.replace(".", r"\."), category)
-    for name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
+    for name in _LOGGERS:
         silence_logger(logging.getLogger(name))
 
 
 def silence_logger(logger: logging.Logger) -> None:
-    """Hide the listed messages of one logger; MMEngine's exists only once a runner has made it.
+    """Hide the listed messages of one logger.
 
     Examples:
         >>> silence_logger(logging.getLogger("mmengine"))
@@ -56,4 +64,4 @@ def silence_logger(logger: logging.Logger) -> None:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_LOGGED)
+    return not record.getMessage().lstrip().startswith(_LOGGED)

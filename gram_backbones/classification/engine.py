@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
+from ..data import PictureError
 from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
 from ..dgnet.gate_report import report_gates
 from ..dgnet.graph import record_connectivity, training_gate
@@ -212,8 +213,11 @@ class Trainer:
 
         Raises:
             FloatingPointError: the training loss is not finite. Earlier checkpoints are kept.
+            PictureError: a picture cannot be read. An epoch whose evaluation it stops is saved.
         """
         self.output.mkdir(parents=True, exist_ok=True)
+        if self.history and "top1" not in self.history[-1]:  # a picture stopped the evaluation
+            self._evaluate_epoch()
         if self.config.weights and not self.epoch:
             start = self._evaluate()
             if self.processes.rank == 0:
@@ -222,15 +226,31 @@ class Trainer:
             line = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
             start = time.perf_counter()
             line["loss"] = self._train_epoch(epoch)
+            seconds = time.perf_counter() - start
             images = len(self.train_loader) * self.config.batch_size
-            speed = images / (time.perf_counter() - start)
-            line |= {**self._evaluate(), "images_per_second": round(speed, 1)}
-            line["seconds"] = round(time.perf_counter() - start, 1)
+            line |= {"images_per_second": round(images / seconds, 1), "seconds": round(seconds, 1)}
             self.history.append(line)
             self.epoch = epoch
-            if self.processes.rank == 0:
-                self._save()
+            self._evaluate_epoch()
         return self.history
+
+    def _evaluate_epoch(self) -> None:
+        """Evaluate and save the last epoch; save it too if a picture stops the evaluation."""
+        line = self.history[-1]
+        start = time.perf_counter()
+        try:
+            line |= self._evaluate()
+        except PictureError as error:
+            self._save()  # by the process that fails: all have the same weights
+            raise PictureError(
+                f"{error}. The weights of epoch {self.epoch} are saved in "
+                f"{self.output / 'last.pth'}; --resume begins with their evaluation"
+            ) from error
+        line["seconds"] = round(line["seconds"] + time.perf_counter() - start, 1)
+        if self.processes.rank == 0:
+            self._save()
+            write_metrics(self.output / "metrics.jsonl", self.history)
+            print(self._summary(line), flush=True)
 
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the training images; their mean loss."""
@@ -287,7 +307,7 @@ class Trainer:
 
     def _save(self) -> None:
         line = self.history[-1]
-        averaged = line.get("ema_top1", -1.0) > line["top1"]
+        averaged = line.get("ema_top1", -1.0) > line.get("top1", -1.0)
         prefix = "ema_" if averaged else ""
         ema = None if self.ema is None else self.ema.module.state_dict()
         config = self.config
@@ -297,10 +317,11 @@ class Trainer:
             "num_classes": config.num_classes,
             "image_size": self.recipe.image_size,
             "weights": "moving average" if averaged else "network",
-            "top1": f"{line[prefix + 'top1']:.2f}",
-            "top5": f"{line[prefix + 'top5']:.2f}",
             "epoch": self.epoch,
         }
+        for key in ("top1", "top5"):
+            if prefix + key in line:  # not where a picture stopped the evaluation
+                values[key] = f"{line[prefix + key]:.2f}"
         if config.model_kwargs:
             values["model_kwargs"] = dict(config.model_kwargs)
         training = {
@@ -318,11 +339,9 @@ class Trainer:
             "meta": describe(self.preprocessing, values),
             "training": training,
         }
-        tops = [max(entry["top1"], entry.get("ema_top1", -1.0)) for entry in self.history]
+        tops = [max(e.get("top1", -1.0), e.get("ema_top1", -1.0)) for e in self.history]
         best = tops[-1] > max(tops[:-1], default=-1.0)
         write_checkpoint(self.output / "last.pth", content, best=best)
-        write_metrics(self.output / "metrics.jsonl", self.history)
-        print(self._summary(line), flush=True)
 
     def _summary(self, line: dict[str, Any]) -> str:
         ema = f" (average {line['ema_top1']:.2f})" if self.ema is not None else ""

@@ -1,4 +1,6 @@
-"""Check data sets: annotations, and every picture. The exit code is 1 if there are errors.
+"""Check data sets: annotations, and every picture.
+
+The exit code is 1 if the data has errors, and 2 if it cannot be read at all.
 
 {prog} --masks my_train=train.json:images/ my_val=val.json:images/
 {prog} my_train=yolo/train
@@ -20,7 +22,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser = setup.parser_with_examples(__doc__, prog)
     parser.add_argument("data", nargs="+", metavar="NAME=PLACE", help="a data set, see above")
     parser.add_argument("--masks", action="store_true", help="a mask head will be trained")
-    parser.add_argument("--quick", action="store_true", help="do not open the pictures")
+    parser.add_argument("--quick", action="store_true", help="read only the pictures' headers")
     parser.add_argument("--json", metavar="FILE", help="write everything that was found to a file")
     parser.add_argument("--workers", type=int, help="threads that open pictures")
     parser.add_argument("--cache", metavar="FOLDER", help="where COCO JSON of a folder is written")
@@ -42,6 +44,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if args.json:
             Path(args.json).write_text(f"[{', '.join(r.json() for r in reports)}]\n")
     except (DataError, ImportError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+        parser.error(str(error))
     if any(report.errors for report in reports):
         sys.exit(1)

@@ -177,12 +177,14 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> None:
     from detectron2.utils.env import seed_all_rng
 
     from ..d2 import GramCheckpointer, GramTrainer
+    from ..d2.engine import warn_about_data
     from ..d2.runs import start_run
 
     if cfg.SEED < 0:
         seed_all_rng()  # torch's own first seed is the same in every process
     if args.eval_only:
         cfg = start_run(cfg)
+        warn_about_data(cfg, cfg.DATASETS.TEST)
         model = GramTrainer.build_model(cfg)
         checkpointer = GramCheckpointer(
             model, cfg.OUTPUT_DIR, heads="exact", classes=cfg.MODEL.CLASSES

@@ -23,6 +23,9 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     # Evaluate and predict with a deployed copy of the backbone: norms folded in, fused operators.
     if "DEPLOY" not in cfg.TEST:
         cfg.TEST.DEPLOY = False
+    # Leave out, and count, pictures of a training that cannot be read.
+    if "SKIP_UNREADABLE" not in cfg.DATALOADER:
+        cfg.DATALOADER.SKIP_UNREADABLE = False
     # Pictures of predictions next to the ground truth after an evaluation: how many, and the
     # lowest score of an instance to draw.
     if "PICTURES" not in cfg.TEST:

@@ -13,9 +13,9 @@ from detectron2.data.datasets import register_coco_instances
 
 from ..data import (
     Dataset,
+    PictureGuard,
     check_number,
     check_same_classes,
-    naming_picture,
     read_coco,
     require_sound,
 )
@@ -120,15 +120,25 @@ def class_names(name: str) -> Sequence[str] | None:
 
 
 class NamingMapper:
-    """A mapper that names the picture in whatever error the mapper inside raises."""
+    """A mapper that names the picture in whatever error the mapper inside raises.
 
-    def __init__(self, mapper: Callable[[dict], Any]):
-        self._mapper = mapper
+    Args:
+        mapper: turns a record of a data set into a sample.
+        may_skip: number of pictures that may be left out; Detectron2 takes others in their place.
+    """
+
+    def __init__(self, mapper: Callable[[dict], Any], may_skip: int = 0):
+        self._mapper, self._guard = mapper, PictureGuard(may_skip)
 
     def __call__(self, record: dict) -> Any:
-        """What the mapper returns."""
-        with naming_picture(record.get("file_name", f"with id {record.get('image_id')}")):
-            return self._mapper(record)
+        """What the mapper returns, or None for a picture that is left out."""
+        path = record.get("file_name", f"with id {record.get('image_id')}")
+        return self._guard.read(self._mapper, record, path)
+
+
+def skippable(cfg: CfgNode, pictures: int) -> int:
+    """How many of a training's pictures may be left out: all but one, or none."""
+    return pictures - 1 if cfg.DATALOADER.get("SKIP_UNREADABLE") else 0
 
 
 def check_annotations(cfg: CfgNode, names: Sequence[str] | None = None) -> list[str]:
@@ -146,9 +156,10 @@ def check_annotations(cfg: CfgNode, names: Sequence[str] | None = None) -> list[
     """
     read = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if names is None else names
     train = [name for name in cfg.DATASETS.TRAIN if name in read]
-    val = [name for name in cfg.DATASETS.TEST if name in read and name not in train]
+    val = [name for name in cfg.DATASETS.TEST if name in read]
     found = [filter(None, map(_as_coco, part)) for part in (train, val)]
-    return require_sound(*found, masks=cfg.MODEL.MASK_ON)
+    skip = cfg.DATALOADER.get("SKIP_UNREADABLE", False)
+    return require_sound(*found, masks=cfg.MODEL.MASK_ON, skip_unreadable=skip)
 
 
 def check_datasets(names: Iterable[str]) -> None:
@@ -163,7 +174,8 @@ def check_datasets(names: Iterable[str]) -> None:
     for name in dict.fromkeys(names):
         if name not in DatasetCatalog:
             raise ValueError(
-                f"data set {name!r} is not registered; registered are {DatasetCatalog.list()}"
+                f"data set {name!r} is not registered. Own data is given by --dataset (training) "
+                f"and --val (evaluation); registered are {DatasetCatalog.list()}"
             )
         metadata = MetadataCatalog.get(name)
         paths = [metadata.get("json_file"), metadata.get("image_root")]

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import weakref
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -36,9 +37,20 @@ from ..fused import deploy
 from ..layers import has_fixed_parts
 from ..threads import resume_threads
 from .checkpoint import GramCheckpointer
-from .datasets import NamingMapper, check_annotations, check_datasets, set_classes
+from .datasets import (
+    NamingMapper,
+    check_annotations,
+    check_datasets,
+    set_classes,
+    skippable,
+)
 from .pictures import save_pictures
-from .replay import ReseedHook, build_replayable_train_loader, is_replayable
+from .replay import (
+    ReseedHook,
+    build_replayable_train_loader,
+    is_replayable,
+    training_records,
+)
 from .runs import EarlyProgressHook, on_available_device, start_run
 
 logger = logging.getLogger(__name__)
@@ -60,7 +72,8 @@ class GramTrainer(DefaultTrainer):
         GramTrainer(cfg).train()
 
     The class names of the data are in ``MODEL.CLASSES`` and in every checkpoint. A picture that
-    cannot be read ends the run after the weights were saved.
+    cannot be read ends the run after the weights were saved. With ``DATALOADER.SKIP_UNREADABLE``
+    it is left out of training, and counted in the log.
 
     Raises:
         DataError: the annotations have errors, or the classes of the config, a checkpoint or the
@@ -78,9 +91,7 @@ class GramTrainer(DefaultTrainer):
         check_datasets(names)
         cfg = start_run(_with_classes(cfg, names))
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-        if comm.is_main_process():
-            for report in check_annotations(cfg, names):
-                logger.warning(report)
+        warn_about_data(cfg, names)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -202,7 +213,9 @@ class GramTrainer(DefaultTrainer):
             cfg.SEED,
             cfg.DATALOADER.SAMPLER_TRAIN,
         )
-        return build_detection_train_loader(cfg, mapper=NamingMapper(DatasetMapper(cfg, True)))
+        dicts = training_records(cfg)
+        mapper = NamingMapper(DatasetMapper(cfg, True), skippable(cfg, len(dicts)))
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -264,6 +277,17 @@ class GramPredictor(DefaultPredictor):
             self.metadata = Metadata(thing_classes=classes)
         if cfg.TEST.DEPLOY:
             self.model = deploy(self.model)
+
+
+def warn_about_data(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Check the annotations of data sets, in the first process, and log the warnings.
+
+    Raises:
+        DataError: there are errors.
+    """
+    if comm.is_main_process():
+        for report in check_annotations(cfg, names):
+            logger.warning(report)
 
 
 def end_launched_processes() -> None:

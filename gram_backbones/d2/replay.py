@@ -30,7 +30,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..seeding import AUGMENTATION, MODEL, seed_everything, seeded
-from .datasets import NamingMapper
+from .datasets import NamingMapper, skippable
 
 
 class ReseedHook(HookBase):
@@ -108,6 +108,17 @@ def is_replayable(cfg: CfgNode) -> bool:
     return cfg.SEED >= 0 and cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
 
 
+def training_records(cfg: CfgNode) -> list[dict]:
+    """The records of ``DATASETS.TRAIN``, filtered as Detectron2's own loader filters them."""
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    return get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+
+
 def build_replayable_train_loader(
     cfg: CfgNode, start_iter: int = 0, mapper: Callable[[dict], dict] | None = None
 ):
@@ -128,17 +139,11 @@ def build_replayable_train_loader(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r} and SEED is {cfg.SEED}; "
             "training that can be repeated takes 'TrainingSampler' and a seed of at least 0"
         )
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    dicts = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=keypoints,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
+    dicts = training_records(cfg)
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(item["width"] > item["height"]) for item in dicts]
-    mapper = NamingMapper(mapper or DatasetMapper(cfg, True))
+    mapper = NamingMapper(mapper or DatasetMapper(cfg, True), skippable(cfg, len(dicts)))
     dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper)
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
     if rest or batch_size < 1:

@@ -2,7 +2,7 @@
 
 from .checking import Finding, Report, check_data, require_sound
 from .classes import check_checkpoint_classes, check_number, check_same_classes
-from .pictures import PictureError, naming_picture, read_picture
+from .pictures import PictureError, PictureGuard, naming_picture, read_picture
 from .reading import DataError, Dataset, in_id_order, read_coco, read_dataset, read_pair
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Dataset",
     "Finding",
     "PictureError",
+    "PictureGuard",
     "Report",
     "check_checkpoint_classes",
     "check_data",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from tqdm import tqdm
 
+from .annotations import IMAGE, annotation_problems, usable
 from .pictures import picture_problems
 from .reading import DataError, Dataset, load_json
 
@@ -22,29 +23,36 @@ KINDS = {
     "malformed entry": (ERROR, "the frameworks stop at it"),
     "nothing to learn": (ERROR, "there are no pictures, classes or boxes"),
     "duplicate id": (ERROR, "annotations go to the wrong picture or class"),
+    "annotation id 0": (ERROR, "evaluation takes its match for none: AP is too low"),
     "duplicate class name": (ERROR, "two classes cannot be told apart"),
     "unknown image id": (ERROR, "the annotation is lost"),
     "unknown category id": (ERROR, "the annotation is lost, or training stops"),
     "missing picture": (ERROR, "training stops when it gets there"),
     "corrupt picture": (ERROR, "training stops when it gets there"),
     "truncated picture": (ERROR, "training stops, or sees grey areas"),
-    "16-bit picture": (ERROR, "the frameworks clip it to 8 bits"),
+    "16-bit picture": (ERROR, "training stops when it gets there; save it with 8 bits"),
     "other size": (ERROR, "boxes do not fit; Detectron2 stops"),
     "annotated before rotation": (ERROR, "boxes do not fit; the frameworks rotate by EXIF"),
     "negative box": (ERROR, "dropped; boxes are x, y, width, height"),
     "box outside the picture": (ERROR, "it has nothing to show"),
+    "corner boxes": (ERROR, "boxes are x, y, width, height, not x1, y1, x2, y2"),
+    "malformed mask": (ERROR, "the frameworks stop at it, or read another mask"),
+    "invalid polygon": (ERROR, "Detectron2 drops the box; evaluation reads 4 numbers as a box"),
+    "mask outside the picture": (ERROR, "it has nothing to show"),
     "no mask": (ERROR, "a mask head cannot learn from it, or training stops"),
     "zero box": (WARNING, "the frameworks drop it"),
     "box over the border": (WARNING, "it is clipped; boxes are x, y, width, height"),
-    "invalid polygon": (WARNING, "the frameworks drop it; 3 points or more are needed"),
     "picture without annotations": (WARNING, "the frameworks leave it out of training"),
     "class without annotations": (WARNING, "it cannot be learned"),
     "picture listed twice": (WARNING, "it counts twice"),
     "rotated by EXIF": (WARNING, "the frameworks rotate it; check that the boxes fit"),
 }
-# What does not matter where nothing is learned.
+# What does not matter where nothing is learned, and where nothing is evaluated.
 _OF_LEARNING = ("nothing to learn", "picture without annotations", "class without annotations")
-_TOLERANCE = 1.0  # pixels that a box may reach over the border, from rounding
+_OF_EVALUATION = ("annotation id 0",)
+# What a training that leaves out pictures survives.
+_UNREADABLE = ("missing picture", "corrupt picture", "truncated picture", "16-bit picture")
+_SECONDS = 10.0  # that the check before a training spends on a data set's pictures
 _SHOWN = 5  # findings of a kind that the text names
 
 
@@ -61,6 +69,12 @@ class Finding:
 class Report:
     """What :func:`check_data` found, errors first.
 
+    Attributes:
+        name: of the data set.
+        images, annotations: their numbers in the file.
+        findings: the problems.
+        unopened: number of pictures for which the time was too short.
+
     Examples:
         >>> report = Report("pets", 2, 3, (Finding("error", "negative box", "annotation 7"),))
         >>> print(report.text())
@@ -73,6 +87,7 @@ class Report:
     images: int
     annotations: int
     findings: tuple[Finding, ...]
+    unopened: int = 0
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -87,6 +102,11 @@ class Report:
             f"{_times(self.annotations, 'annotation')}, {_times(errors, 'error')}, "
             f"{_times(len(self.findings) - errors, 'warning')}"
         ]
+        if self.unopened:
+            lines.append(
+                f"opened {self.images - self.unopened} of {_times(self.images, 'picture')} in the "
+                "time allowed; gram-backbones check-data opens all of them"
+            )
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for finding in self.findings:
             groups[finding.severity, finding.kind].append(finding.where)
@@ -107,6 +127,7 @@ def check_data(
     *,
     masks: bool = False,
     pictures: bool = True,
+    seconds: float | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
@@ -115,8 +136,11 @@ def check_data(
     Args:
         dataset: from :func:`gram_backbones.data.read_dataset`.
         masks: whether a mask head is to be trained, so that every annotation needs a mask.
-        pictures: decode the pictures; otherwise they only have to exist, which takes seconds.
-        workers: threads that decode pictures; by default as many as ``ThreadPoolExecutor`` starts.
+        pictures: decode the pictures; otherwise only their headers are read, which shows size,
+            orientation and bits, but no damage behind them.
+        seconds: how long pictures are opened, in random order; those that remain only have to
+            exist. By default, all are opened.
+        workers: threads that open pictures; by default as many as ``ThreadPoolExecutor`` starts.
         progress: show a progress bar where there is a terminal.
 
     Raises:
@@ -136,22 +160,25 @@ def check_data(
         ['nothing to learn', 'missing picture']
     """
     content = load_json(dataset.json_file)
-    found = [*_check_annotations(content, masks)]
-    images = _usable(content["images"], _IMAGE)
+    found = [*annotation_problems(content, masks)]
     jobs = [
         (os.path.join(dataset.image_root, i["file_name"]), (i["width"], i["height"]))
-        for i in images
+        for i in usable(content["images"], IMAGE)
     ]
-    if pictures:
-        with ThreadPoolExecutor(workers) as pool:
-            results = pool.map(lambda job: [*picture_problems(*job)], jobs)
-            bar = tqdm(
-                results, dataset.name, len(jobs), unit="picture", disable=None if progress else True
-            )
-            for problems in bar:
-                found += problems
-    else:
-        found += [("missing picture", path) for path, _ in jobs if not os.path.isfile(path)]
+    end = None if seconds is None else time.monotonic() + seconds
+    if end is not None:  # what is opened stands for the others
+        jobs = random.Random(0).sample(jobs, len(jobs))
+
+    def look(job: tuple[str, tuple[int, int]]) -> list[tuple[str, str]] | None:
+        late = end is not None and time.monotonic() > end and os.path.isfile(job[0])
+        return None if late else [*picture_problems(*job, decode=pictures)]
+
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(look, jobs)
+        hidden = None if progress else True  # None: where there is no terminal
+        bar = tqdm(results, dataset.name, len(jobs), unit="picture", disable=hidden)
+        opened = [problems for problems in bar if problems is not None]
+    found += sorted(problem for problems in opened for problem in problems)
     order = list(KINDS)
     found.sort(key=lambda item: order.index(item[0]))  # errors come first in KINDS
     return Report(
@@ -159,20 +186,26 @@ def check_data(
         len(content["images"]),
         len(content["annotations"]),
         tuple(Finding(KINDS[kind][0], kind, where) for kind, where in found),
+        len(jobs) - len(opened),
     )
 
 
 def require_sound(
-    train: Iterable[Dataset], val: Iterable[Dataset] = (), *, masks: bool = False
+    train: Iterable[Dataset],
+    val: Iterable[Dataset] = (),
+    *,
+    masks: bool = False,
+    skip_unreadable: bool = False,
 ) -> list[str]:
-    """The quick check before a training: annotations, and that the pictures exist.
+    """The quick check before a run: annotations, and the headers of pictures for some seconds.
 
     Args:
         train, val: to check; those for evaluation may have pictures without annotations.
         masks: see :func:`check_data`.
+        skip_unreadable: whether the training leaves out pictures that cannot be read.
 
     Returns:
-        The reports of data sets with warnings.
+        The reports of data sets with warnings, or with pictures that were not opened.
 
     Raises:
         DataError: there are errors; the message lists them.
@@ -181,138 +214,26 @@ def require_sound(
         >>> require_sound([])
         []
     """
-    options: dict[str, Any] = dict(masks=masks, pictures=False)
-    reports = [check_data(dataset, **options) for dataset in train]
-    for report in [check_data(dataset, **options) for dataset in val]:
-        kept = tuple(f for f in report.findings if f.kind not in _OF_LEARNING)
-        reports.append(replace(report, findings=kept))
+    reports = []
+    for datasets, learns in ((train, True), (val, False)):
+        ignored = _OF_EVALUATION if learns else _OF_LEARNING
+        tolerated = _UNREADABLE if learns and skip_unreadable else ()
+        for dataset in datasets:
+            report = check_data(
+                dataset, masks=masks, pictures=False, seconds=_SECONDS, progress=False
+            )
+            findings = [
+                replace(f, severity=WARNING) if f.kind in tolerated else f
+                for f in report.findings
+                if f.kind not in ignored
+            ]
+            reports.append(replace(report, findings=tuple(findings)))
     if bad := [report for report in reports if report.errors]:
         raise DataError(
-            "the data has errors; python -m gram_backbones check-data lists all of them\n"
+            "the data has errors; gram-backbones check-data lists all of them\n"
             + "\n".join(report.text() for report in bad)
         )
-    return [report.text() for report in reports if report.findings]
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_size(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-# COCO allows strings as ids of images; the frameworks do too.
-_IMAGE = {
-    "id": lambda value: _is_id(value) or _is_text(value),
-    "file_name": _is_text,
-    "width": _is_size,
-    "height": _is_size,
-}
-_ANNOTATION = {
-    "id": _is_id,
-    "image_id": _IMAGE["id"],
-    "category_id": _is_id,
-    "bbox": _is_box,
-    # Both frameworks' evaluation reads these two, MMDetection already when it starts.
-    "area": lambda value: type(value) in (int, float) and value >= 0,
-    "iscrowd": lambda value: value in (0, 1),
-}
-_CATEGORY = {"id": _is_id, "name": _is_text}
-
-
-def _usable(entries: list, keys: dict) -> list[dict[str, Any]]:
-    return [entry for entry in entries if not _bad_keys(entry, keys)]
-
-
-def _bad_keys(entry: Any, keys: dict) -> list[str]:
-    if not isinstance(entry, dict):
-        return [repr(entry)]
-    return [f"{k} {entry.get(k)!r}" for k, allows in keys.items() if not allows(entry.get(k))]
-
-
-def _check_annotations(content: dict[str, Any], masks: bool) -> Iterator[tuple[str, str]]:
-    """Problems of the annotations, as kinds and places."""
-    lists = {"image": _IMAGE, "annotation": _ANNOTATION, "category": _CATEGORY}
-    usable = {}
-    for what, keys in lists.items():
-        entries = content["categories" if what == "category" else f"{what}s"]
-        usable[what] = _usable(entries, keys)
-        if not usable[what]:
-            yield "nothing to learn", f"there is no {what} that can be used"
-        for index, entry in enumerate(entries):
-            if bad := _bad_keys(entry, keys):
-                named = f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else index
-                yield "malformed entry", f"{what} {named}: {', '.join(bad)}"
-        for number, count in Counter(entry["id"] for entry in usable[what]).items():
-            if count > 1:
-                yield "duplicate id", f"{what} id {number}, {count} times"
-    for name, count in Counter(entry["name"] for entry in usable["category"]).items():
-        if count > 1:
-            yield "duplicate class name", f"{name}, {count} times"
-    for name, count in Counter(entry["file_name"] for entry in usable["image"]).items():
-        if count > 1:
-            yield "picture listed twice", f"{name}, {count} times"
-    images = {image["id"]: image for image in usable["image"]}
-    names = {category["id"]: category["name"] for category in usable["category"]}
-    for annotation in usable["annotation"]:
-        yield from _check_annotation(annotation, images, names, masks)
-    shown = {annotation["image_id"] for annotation in usable["annotation"]}
-    for number, image in images.items():
-        if number not in shown:
-            yield "picture without annotations", image["file_name"]
-    learned = {annotation["category_id"] for annotation in usable["annotation"]}
-    for number, name in names.items():
-        if number not in learned:
-            yield "class without annotations", f"{name} (category id {number})"
-
-
-def _check_annotation(
-    annotation: dict[str, Any], images: dict, names: dict, masks: bool
-) -> Iterator[tuple[str, str]]:
-    where = f"annotation {annotation['id']}"
-    image = images.get(annotation["image_id"])
-    if annotation["category_id"] not in names:
-        yield "unknown category id", f"{where}: category id {annotation['category_id']}"
-    if image is None:
-        yield "unknown image id", f"{where}: image id {annotation['image_id']}"
-        return
-    where += f" of {image['file_name']}"
-    if kind := _box_problem(annotation["bbox"], image["width"], image["height"]):
-        size = f"picture {image['width']}×{image['height']}"
-        yield kind, f"{where}: bbox {annotation['bbox']}, {size}"
-    segmentation = annotation.get("segmentation")
-    if masks and not segmentation:
-        yield "no mask", where
-    elif masks and isinstance(segmentation, list):
-        bad = [p for p in segmentation if not isinstance(p, list) or len(p) < 6 or len(p) % 2]
-        if bad:
-            yield "invalid polygon", f"{where}: {len(bad)} of {len(segmentation)} polygons"
-
-
-def _box_problem(box: list[float], width: float, height: float) -> str | None:
-    x, y, w, h = box
-    if w < 0 or h < 0:
-        return "negative box"
-    if x + w <= 0 or y + h <= 0 or x >= width or y >= height:
-        return "box outside the picture"
-    if w == 0 or h == 0:
-        return "zero box"
-    over = max(-x, -y, x + w - width, y + h - height)
-    return "box over the border" if over > _TOLERANCE else None
+    return [report.text() for report in reports if report.findings or report.unopened]
 
 
 def _times(count: int, what: str) -> str:

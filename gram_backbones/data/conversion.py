@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +17,9 @@ _FORMS = (
     "Pascal VOC (JPEGImages/ and Annotations/, or .xml files next to the pictures), "
     "LabelMe (.json files next to the pictures)"
 )
+# What supervision raises where a file is not as it should be.
+_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, ValueError)
+_SUFFIXES = (".txt", ".xml")  # of annotations in YOLO's and Pascal VOC's format
 
 
 def convert_folder(folder: str | Path, file: Path, classes: Sequence[str] | None = None) -> Path:
@@ -48,27 +53,48 @@ def convert_folder(folder: str | Path, file: Path, classes: Sequence[str] | None
             f"{folder} is in {kind} format, and reading it needs supervision, which is not "
             'installed: pip install "gram-backbones[data]", or convert it to COCO JSON'
         ) from error
-    places: dict[str, Any] = dict(
-        images_directory_path=str(images), annotations_directory_path=str(annotations)
-    )
-    with TemporaryDirectory() as temporary:
-        part = Path(temporary) / "coco.json"
-        try:
-            if kind == "YOLO":
-                found = DetectionDataset.from_yolo(**places, data_yaml_path=str(names))
-            elif kind == "Pascal VOC":
-                found = DetectionDataset.from_pascal_voc(**places)
-            else:
-                found = DetectionDataset.from_labelme(**places)
-            found.as_coco(annotations_path=str(part))
-        except (ArithmeticError, AttributeError, LookupError, OSError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(f"cannot read {folder} in {kind} format: {reason}") from error
-        content = load_json(part)
+    readers: dict[str, Callable[..., Any]] = {
+        "YOLO": partial(DetectionDataset.from_yolo, data_yaml_path=str(names)),
+        "Pascal VOC": DetectionDataset.from_pascal_voc,
+        "LabelMe": DetectionDataset.from_labelme,
+    }
+    try:
+        content = _convert(readers[kind], images, annotations)
+    except _ERRORS as error:
+        bad = [] if kind == "LabelMe" else [*_bad_files(readers[kind], images, annotations)]
+        reasons = bad or [f"{type(error).__name__}: {error}"]
+        raise DataError(
+            f"cannot read {folder} in {kind} format:\n    " + "\n    ".join(reasons)
+        ) from error
     if kind != "YOLO":  # whose data.yaml has the order
         _renumber(content, classes, folder)
     write_json(file, content)
     return images
+
+
+def _convert(read: Callable[..., Any], images: Path, annotations: Path) -> dict[str, Any]:
+    """COCO's lists of a folder's annotations."""
+    found = read(images_directory_path=str(images), annotations_directory_path=str(annotations))
+    with TemporaryDirectory() as temporary:
+        part = Path(temporary) / "coco.json"
+        found.as_coco(annotations_path=str(part))
+        return load_json(part)
+
+
+def _bad_files(read: Callable[..., Any], images: Path, annotations: Path) -> Iterator[str]:
+    """Every annotation file that cannot be read with its picture, and why.
+
+    supervision stops at the first one, so each is read in a folder of its own.
+    """
+    pictures = {path.stem: path for path in images.iterdir() if path.suffix not in _SUFFIXES}
+    for file in sorted(path for path in annotations.iterdir() if path.suffix in _SUFFIXES):
+        with TemporaryDirectory() as temporary:
+            for path in filter(None, (file, pictures.get(file.stem))):
+                shutil.copy(path, temporary)
+            try:
+                _convert(read, Path(temporary), Path(temporary))
+            except _ERRORS as error:
+                yield f"{file}: {str(error).replace(f'{temporary}/', '')}"
 
 
 def _recognise(folder: Path) -> tuple[str, Path, Path, Path | None]:

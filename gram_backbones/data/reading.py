@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from .annotations import CATEGORY, malformed
 
 
 class DataError(ValueError):
@@ -139,11 +140,11 @@ def read_coco(name: str, json_file: str | Path, image_root: str | Path) -> Datas
             raise FileNotFoundError(f"data set {name}: {path} does not exist")
     content = load_json(json_file)
     categories = content["categories"]
-    for category in categories:
-        if not isinstance(category, dict) or not isinstance(category.get("id"), int):
-            raise DataError(f"{json_file}: category {category} has no id that is an integer")
-        if not isinstance(category.get("name"), str):
-            raise DataError(f"{json_file}: category {category} has no name")
+    if bad := [*malformed("category", categories, CATEGORY)]:
+        raise DataError(
+            f"{json_file} has {len(bad)} malformed categories; an id is an integer, a name a text:"
+            + "".join(f"\n    {where}" for where in bad)
+        )
     ordered = sorted(categories, key=lambda category: category["id"])
     return Dataset(
         name,
@@ -169,7 +170,7 @@ def load_json(json_file: str | Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(json_file).read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise DataError(f"cannot read {json_file}: it is not JSON ({error})") from error
     if isinstance(content, dict):  # COCO's files of test pictures have none
         content.setdefault("annotations", [])

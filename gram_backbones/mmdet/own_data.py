@@ -15,10 +15,10 @@ from torch import nn
 
 from ..data import (
     Dataset,
+    PictureGuard,
     check_number,
     check_same_classes,
     in_id_order,
-    naming_picture,
     read_coco,
     require_sound,
 )
@@ -142,12 +142,15 @@ def head_numbers(model: nn.Module) -> dict[str, int]:
     return {k: n for k, n in numbers.items() if isinstance(n, int) and _counts_classes(k)}
 
 
-def check_annotations(train: Any, val: Any = None, *, masks: bool) -> list[str]:
+def check_annotations(
+    train: Any, val: Any = None, *, masks: bool, skip_unreadable: bool = False
+) -> list[str]:
     """The quick check of the data sets that are COCO JSON, and of the classes chosen from them.
 
     Args:
         train, val: configs of the loaders.
         masks: whether a mask head is trained.
+        skip_unreadable: whether the training leaves out pictures that cannot be read.
 
     Returns:
         Warnings.
@@ -172,7 +175,7 @@ def check_annotations(train: Any, val: Any = None, *, masks: bool) -> list[str]:
                     check_same_classes("metainfo of the config", names, data.name, data.listed)
                 if left := [name for name in data.listed if name not in names]:
                     warnings.append(f"{data.name}: the config leaves out the classes {left}")
-    return warnings + require_sound(*found, masks=masks)
+    return warnings + require_sound(*found, masks=masks, skip_unreadable=skip_unreadable)
 
 
 class NamingPipeline:
@@ -180,11 +183,13 @@ class NamingPipeline:
 
     def __init__(self, pipeline: Callable):
         self._pipeline = pipeline
+        self.guard = PictureGuard()
 
     def __call__(self, data: dict) -> Any:
-        """What the pipeline returns."""
-        with naming_picture(data.get("img_path", f"with id {data.get('img_id')}")):
-            return self._pipeline(data)
+        """What the pipeline returns, or None for a picture that is left out."""
+        path = data.get("img_path", f"with id {data.get('img_id')}")
+        size = (data["width"], data["height"]) if {"width", "height"} <= data.keys() else None
+        return self.guard.read(self._pipeline, data, path, size)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_pipeline" or name.startswith("__"):  # pickle asks before there is one
@@ -194,12 +199,28 @@ class NamingPipeline:
 
 def name_pictures(dataset: Any) -> None:
     """Let a built data set, and those inside it, name pictures that cannot be read."""
+    for leaf in _built_leaves(dataset):
+        if callable(getattr(leaf, "pipeline", None)):
+            leaf.pipeline = NamingPipeline(leaf.pipeline)
+
+
+def skip_unreadable(dataset: Any) -> None:
+    """Let a built data set leave out, and count, pictures that cannot be read.
+
+    MMEngine takes others in their place.
+    """
+    for leaf in _built_leaves(dataset):
+        if isinstance(pipeline := getattr(leaf, "pipeline", None), NamingPipeline):
+            pipeline.guard.may_skip = len(leaf) - 1
+
+
+def _built_leaves(dataset: Any) -> Iterator[Any]:
     inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if inner == [None]:
+        yield dataset
+        return
     for item in inner:
-        if item is not None:
-            name_pictures(item)
-    if inner == [None] and callable(getattr(dataset, "pipeline", None)):
-        dataset.pipeline = NamingPipeline(dataset.pipeline)
+        yield from _built_leaves(item)
 
 
 def _is_coco(dataset: dict) -> bool:

@@ -39,6 +39,7 @@ from .own_data import (
     leaf_datasets,
     loader_classes,
     name_pictures,
+    skip_unreadable,
 )
 from .progress import EarlyProgressHook
 from .record import keep_predictions, record_run
@@ -181,7 +182,8 @@ class GramRunner(Runner):
     With ``deploy = True`` in the config a deployed copy is tested, see `gram_backbones.fused`.
     A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
     Training starts with a check of the annotations and classes. A picture that cannot be read ends
-    it after the weights were saved.
+    it after the weights were saved; with ``skip_unreadable = True`` in the config it is left out
+    of training, and counted in the log.
 
     Raises:
         DataError: the annotations have errors, or the classes of heads, data sets or a checkpoint
@@ -249,9 +251,7 @@ class GramRunner(Runner):
         loaders = (self._train_dataloader, self._val_dataloader)
         model = getattr(self.model, "module", self.model)
         check_classes(model, loaders)
-        if self.rank == 0:
-            for line in check_annotations(*loaders, masks=getattr(model, "with_mask", False)):
-                self.logger.warning(line)
+        self._check_annotations(*loaders)
         try:
             return super().train()
         except PictureError as error:
@@ -259,6 +259,19 @@ class GramRunner(Runner):
             raise
         finally:
             self._heads = "exact"
+
+    def test(self) -> dict[str, float]:
+        """Test, and return the metrics."""
+        self._check_annotations(None, self._test_dataloader)
+        return super().test()
+
+    def _check_annotations(self, *loaders: Any) -> None:
+        model = getattr(self.model, "module", self.model)
+        options = dict(masks=getattr(model, "with_mask", False))
+        options["skip_unreadable"] = bool(self.cfg.get("skip_unreadable"))
+        if self.rank == 0:
+            for line in check_annotations(*loaders, **options):
+                self.logger.warning(line)
 
     @staticmethod
     def build_dataloader(*args, **kwargs) -> DataLoader:
@@ -290,6 +303,8 @@ class GramRunner(Runner):
         if is_replayable(dataloader):
             self._train_dataloader = replayable(dataloader, self.seed)
         loop = super().build_train_loop(loop)
+        if self.cfg.get("skip_unreadable"):
+            skip_unreadable(loop.dataloader.dataset)
         self.logger.info(resume_line(self, loop, dataloader))
         return loop
 

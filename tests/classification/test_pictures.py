@@ -58,3 +58,40 @@ def test_a_picture_that_cannot_be_read_leaves_the_epochs_before(few, tmp_path, m
     saved = read_checkpoint(tmp_path / "out/last.pth")["state_dict"]
     assert all(torch.isfinite(value).all() for value in saved.values())
     assert run.history[-1]["epoch"] == 1
+
+
+def test_a_picture_of_the_evaluation_does_not_cost_the_epoch(few, tmp_path):
+    root = shutil.copytree(few, tmp_path / "data")
+    picture = root / "val/box/1.png"
+    picture.write_bytes(b"")
+    run = trainer(root, tmp_path / "out", tiny_recipe(epochs=1, warmup_epochs=0))
+    last = tmp_path / "out/last.pth"
+    with pytest.raises(PictureError, match=rf"{picture}: .* epoch 1 are saved in {last}; --resume"):
+        run.run()
+    saved = read_checkpoint(last)
+    assert all(torch.equal(v, saved["state_dict"][n]) for n, v in run.model.state_dict().items())
+    assert saved["meta"]["epoch"] == "1" and "top1" not in saved["meta"]
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.pth"]  # nor the best
+
+
+@pytest.mark.slow
+def test_a_run_whose_evaluation_a_picture_stopped_goes_on_as_if_nothing_had_been(few, tmp_path):
+    root = shutil.copytree(few, tmp_path / "data")
+    recipe = tiny_recipe(epochs=2)
+    whole = trainer(root, tmp_path / "whole", recipe).run()
+    picture = root / "val/box/1.png"
+    content = picture.read_bytes()
+    picture.write_bytes(b"")
+    out = tmp_path / "out"
+    with pytest.raises(PictureError):
+        trainer(root, out, recipe).run()
+    picture.write_bytes(content)
+    history = trainer(root, out, recipe, resume=out / "last.pth").run()
+    timed = ("seconds", "images_per_second")
+    assert [{k: v for k, v in line.items() if k not in timed} for line in history] == [
+        {k: v for k, v in line.items() if k not in timed} for line in whole
+    ]
+    ends = [
+        read_checkpoint(folder / "last.pth")["state_dict"] for folder in (out, tmp_path / "whole")
+    ]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())

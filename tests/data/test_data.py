@@ -12,6 +12,7 @@ from gram_backbones.data import (
     DataError,
     PictureError,
     check_data,
+    checking,
     in_id_order,
     naming_picture,
     read_dataset,
@@ -90,7 +91,7 @@ def test_classes_are_in_the_order_of_their_ids(tmp_path):
         ("my_train=FOLDER", DataError, "known are YOLO"),
         ("my_train=FOLDER/text.json:FOLDER", DataError, "it is not JSON"),
         ("my_train=FOLDER/list.json:FOLDER", DataError, "it has no list 'images'"),
-        ("my_train=FOLDER/ids.json:FOLDER", DataError, "no id that is an integer"),
+        ("my_train=FOLDER/ids.json:FOLDER", DataError, "category '7': id '7'"),
     ),
 )
 def test_what_cannot_be_read_is_refused_with_a_sentence(tmp_path, spec, error, message):
@@ -127,7 +128,11 @@ BAD_ANNOTATIONS = {
     "negative box": [entry(1, bbox=(12, 12, -10, -10))],
     "zero box": [entry(1, bbox=(2, 2, 0, 5))],
     "box outside the picture": [entry(1, bbox=(40, 2, 5, 5))],
-    "box over the border": [entry(1, bbox=(20, 2, 28, 12))],
+    "box over the border": [entry(1, bbox=(20, 2, 18, 12))],
+    "corner boxes": [entry(i, bbox=(20, 10, 30 - i, 20)) for i in (1, 2, 3)],
+    "annotation id 0": [entry(0)],
+    "malformed mask": [entry(1, segmentation={"a": 1})],
+    "mask outside the picture": [entry(1, segmentation=[[40, 2, 50, 2, 50, 9]])],
     "no mask": [entry(1, segmentation=[])],
     "invalid polygon": [entry(1, segmentation=[[1, 1, 5, 5]])],
     "class without annotations": [entry(1)],
@@ -139,13 +144,13 @@ BAD_ANNOTATIONS = {
 def test_bad_annotations_are_found_without_opening_pictures(tmp_path, kind):
     bad = content(annotations=BAD_ANNOTATIONS[kind])
     data = read_dataset(write(tmp_path, bad))
-    found = kinds(data, pictures=False, masks=kind in ("no mask", "invalid polygon"))
+    found = kinds(data, pictures=False, masks=kind == "no mask")
     assert kind in found
     severities = [KINDS[kind][0] for kind in found]
     assert severities == sorted(severities)  # errors first
     if KINDS[kind][0] == ERROR:
         with pytest.raises(DataError, match=kind):
-            require_sound([data], masks=kind == "no mask")
+            require_sound([data], [data], masks=kind == "no mask")
 
 
 @pytest.mark.parametrize("key", ("area", "iscrowd"))
@@ -221,8 +226,8 @@ def test_bad_pictures_are_found_and_named(tmp_path, kind):
     spoil(tmp_path / "images/2.png", kind)
     report = check_data(data)
     assert [(f.kind, "2.png" in f.where) for f in report.findings] == [(kind, True)]
-    quick = check_data(data, pictures=False).findings
-    assert [f.kind for f in quick] == ([kind] if kind == "missing picture" else [])
+    headers = [f.kind for f in check_data(data, pictures=False).findings]
+    assert headers == ([] if kind == "truncated picture" else [kind])
 
 
 def test_colours_of_16_bits_are_found(tmp_path):
@@ -231,6 +236,39 @@ def test_colours_of_16_bits_are_found(tmp_path):
     data = read_dataset(write(tmp_path))
     cv2.imwrite(str(tmp_path / "images/1.png"), np.full((24, 32, 3), 40000, np.uint16))
     assert kinds(data) == ["16-bit picture"]
+
+
+def test_where_time_is_short_the_report_says_how_many_pictures_were_opened(tmp_path, monkeypatch):
+    data = read_dataset(write(tmp_path))
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"no picture")
+    (tmp_path / "images/2.png").unlink()
+    report = check_data(data, pictures=False, seconds=-1)
+    assert (report.unopened, [f.kind for f in report.findings]) == (2, ["missing picture"])
+    assert "opened 1 of 3 pictures" in report.text()
+    write(tmp_path)
+    assert require_sound([data]) == []
+    monkeypatch.setattr(checking, "_SECONDS", -1)
+    assert "opened 0 of 3 pictures" in require_sound([data])[0]
+
+
+@pytest.mark.parametrize("kind", ("missing picture", "corrupt picture", "16-bit picture"))
+def test_pictures_that_a_training_leaves_out_are_only_warned_of(tmp_path, kind):
+    data = read_dataset(write(tmp_path))
+    spoil(tmp_path / "images/2.png", kind)
+    with pytest.raises(DataError, match=kind):
+        require_sound([data])
+    assert f"warning: {kind}" in require_sound([data], skip_unreadable=True)[0]
+    with pytest.raises(DataError, match=kind):  # an evaluation leaves out none
+        require_sound([], [data], skip_unreadable=True)
+
+
+def test_an_annotation_id_of_0_matters_to_an_evaluation_only(tmp_path):
+    boxes = [entry(i, category=category) for i, category in enumerate((7, 3, 50))]
+    data = read_dataset(write(tmp_path, content(1, annotations=boxes)))
+    assert require_sound([data]) == []
+    with pytest.raises(DataError, match="annotation id 0, 1 time"):
+        require_sound([], [data])
 
 
 def test_every_kind_is_found_by_a_test_and_in_the_docs():
@@ -266,7 +304,7 @@ def test_the_command_line_ends_with_1_if_there_are_errors(tmp_path):
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["findings"][0]["kind"] == "corrupt picture"
     done = check_on_the_command_line("gone")
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "check-data: " in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "check-data: " in done.stderr
 
 
 def test_reading_and_checking_load_no_torch(tmp_path):
@@ -338,6 +376,24 @@ def test_a_yolo_folder_without_classes_is_refused(tmp_path):
     (tmp_path / "train/data.yaml").unlink()
     with pytest.raises(DataError, match="data.yaml, which lists the classes"):
         read_dataset(f"my_train={tmp_path}/train")
+
+
+@pytest.mark.parametrize("kind", ("yolo", "voc"))
+def test_all_files_of_a_folder_that_cannot_be_read_are_listed(tmp_path, kind):
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    write_folder(tmp_path / "train", kind, ["cat"] * 5)
+    files = sorted((tmp_path / "train" / {"yolo": "labels", "voc": "Annotations"}[kind]).iterdir())
+    files[1].write_text("0 0.5 0.5")
+    files[2].write_bytes(b"\xff\xfe\x00")
+    (picture,) = (tmp_path / "train").rglob("3.png")
+    picture.write_bytes(b"no picture")
+    if kind == "yolo":
+        files[4].write_text("9 0.5 0.5 0.1 0.1\n")  # of two classes
+    with pytest.raises(DataError) as caught:
+        read_dataset(f"my_train={tmp_path}/train", cache=tmp_path)
+    named = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    expected = files[1:5] if kind == "yolo" else files[1:4]
+    assert named == [str(file) for file in expected]
 
 
 @needs_coco
