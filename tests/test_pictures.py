@@ -9,7 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gram_backbones.pictures import Instances, class_colours, draw_pair
+from gram_backbones.pictures import (
+    Instances,
+    class_colours,
+    complete_names,
+    draw_pair,
+    draw_predictions,
+)
 
 NAMES = ("cat", "dog")
 
@@ -139,3 +145,46 @@ def test_both_frameworks_draw_the_same_picture(tmp_path):
     )
     assert one.shape == (24 + 400, 2 * 667 + 6, 3)
     assert np.array_equal(one, other)
+
+
+def test_predictions_alone_name_the_best_that_is_left_out(monkeypatch):
+    titles = titles_of(monkeypatch)
+    found = instances(BOX, BOX, scores=[0.2, 0.31], classes=[0, 1])
+    picture = draw_predictions(BLACK, found, NAMES)
+    assert titles == ["predicted: none with score >= 0.5, best: dog 0.31"]
+    assert picture.shape == (424, 400, 3) and not picture[24:].any()
+    assert draw_predictions(BLACK, found, NAMES, 0.3)[24:].any()
+
+
+def test_labels_do_not_cover_each_other(monkeypatch):
+    from gram_backbones import pictures
+
+    places, label = [], pictures._label
+    monkeypatch.setattr(
+        pictures, "_label", lambda *given: places.append(label(*given)) or places[-1]
+    )
+    shifted = tuple(value + 3 for value in BOX)
+    draw_predictions(BLACK, instances(BOX, shifted, BOX, scores=[0.9, 0.8, 0.7]), NAMES)
+    assert len(places) == 3
+    for i, one in enumerate(places):
+        assert not any(pictures._overlap(one, other) for other in places[:i])
+    # Where there is no free place, nor one at the box, a label still lies in the picture.
+    for _ in range(2):
+        draw_predictions(BLACK, instances((0, -9, 400, 409), scores=[0.9]), NAMES)
+        x1, y1, x2, y2 = places[-1]
+        assert 0 <= x1 < x2 <= 400 and 0 <= y1 < y2 <= 400
+
+
+def test_text_and_lines_grow_with_large_pictures():
+    found = instances(BOX, scores=[0.9])
+    lines = []
+    for side in (400, 1600):
+        picture = draw_predictions(np.zeros((side, side, 3), np.uint8), found, NAMES)
+        banner = len(picture) - side
+        lines.append((banner, int((picture[banner + 200, 250:350] > 0).any(1).sum())))
+    assert lines == [(24, 2), (48, 4)]
+
+
+def test_classes_without_names_are_numbered():
+    assert complete_names(["cat", "dog"], 2) == ["cat", "dog"]
+    assert complete_names(["cat", "dog"], 1) == ["class 0"]

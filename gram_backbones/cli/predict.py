@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..predictions.sources import Frame, Source
 
 _DRAWN_SCORE = 0.5
+_INTERRUPTED = 130  # exit code, as shells have it
 _QUIET_SECONDS = 5  # longest time without a line while a video is read
 
 
@@ -128,7 +129,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if name not in detector.names:
             meant = did_you_mean(name, detector.names)
             parser.error(f"there is no class {name!r}{meant}; allowed are {detector.names}")
-    unread = _predict(args, detector, sources)
+    try:
+        unread = _predict(args, detector, sources)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; unfinished files are not kept", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except OSError as error:
+        sys.exit(f"{parser.prog}: {error}")
     if unread:
         sys.exit(f"{parser.prog}: {unread} of {len(sources)} inputs cannot be read")
 

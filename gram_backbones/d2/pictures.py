@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,8 @@ from detectron2.utils.visualizer import GenericMask
 from PIL import Image
 
 from ..pictures import SCORE_THRESH, Instances, draw_pair
+
+logger = logging.getLogger(__name__)
 
 
 def save_pictures(
@@ -51,7 +54,7 @@ def save_pictures(
             predictions[item["image_id"]].append(item)
     records = DatasetCatalog.get(dataset_name)[:limit]
     os.makedirs(folder, exist_ok=True)
-    for record in records:
+    for number, record in enumerate(records, 1):
         image = read_image(record["file_name"], "RGB")
         found = predictions[record["image_id"]]
         predicted = _to_instances(found, image.shape[:2])
@@ -61,6 +64,8 @@ def save_pictures(
         truth.crowds = [bool(item.get("iscrowd", 0)) for item in annotations]
         pair = draw_pair(image, predicted, truth, metadata.thing_classes, score_thresh)
         Image.fromarray(pair).save(Path(folder) / f"{Path(record['file_name']).stem}.png")
+        if number % 10 == 0:  # a busy machine takes a second for each
+            logger.info("Drew %d of %d pictures", number, len(records))
     return len(records)
 
 

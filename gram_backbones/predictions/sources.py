@@ -70,7 +70,7 @@ class Frame:
 
 
 def find_sources(inputs: Iterable[str]) -> list[Source]:
-    """The images, videos and cameras that inputs name.
+    """The images, videos and cameras that inputs name, each once.
 
     Args:
         inputs: files; folders, of which the images and videos directly inside are taken; globs,
@@ -87,7 +87,7 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
         Traceback (most recent call last):
         FileNotFoundError: no image or video matches 'gone/*.jpg'
     """
-    sources = [source for text in inputs for source in _named(text)]
+    sources = [*dict.fromkeys(source for text in inputs for source in _named(text))]
     taken: dict[str, Source] = {}
     for source in sources:
         other = taken.setdefault(source.drawn, source)

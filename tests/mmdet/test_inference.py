@@ -38,5 +38,6 @@ def test_a_batch_of_different_sizes_is_mapped_in_order(files):
     assert torch.equal(found.masks, alone.masks)
 
 
+@pytest.mark.slow
 def test_deployed_by_default(files):
     assert is_deployed(Detector(*files)._model)

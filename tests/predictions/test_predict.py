@@ -101,6 +101,33 @@ def test_one_bad_file_is_named_and_the_rest_is_predicted(stub, tmp_path, capsys)
     assert [*json.loads((out / "predictions.json").read_text())] == [good]
 
 
+def test_a_bar_in_a_terminal_and_sentences_above_it(stub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    images = [save(tmp_path / "1.png"), tmp_path / "2.png"]
+    assert run(CONFIG, "w.pth", *images, "--output", tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert "2/2" in err and f"cannot read picture {images[1]}" in err
+    assert len(out.splitlines()) == 1
+
+
+def test_after_an_interruption_finished_pictures_are_kept(stub, tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def interrupt(self, images):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return found(self, images)
+
+    found = Stub.__call__
+    monkeypatch.setattr(Stub, "__call__", interrupt)
+    images = [save(tmp_path / f"{i}.png") for i in range(3)]
+    assert run(CONFIG, "w.pth", *images, "--output", tmp_path / "out") == 130
+    assert "interrupted; unfinished files are not kept" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     (
@@ -133,7 +160,7 @@ def test_a_config_of_neither_kind_is_refused(tmp_path, capsys):
     assert "allowed are .yaml and .py files" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("framework", ("d2", "mmdet"))
+@pytest.mark.parametrize("framework", ("d2", pytest.param("mmdet", marks=pytest.mark.slow)))
 def test_both_frameworks_from_files_to_files(framework, tmp_path):
     pytest.importorskip("detectron2" if framework == "d2" else "mmdet")
     config, weights = getattr(tiny, f"write_{framework}")(tmp_path)

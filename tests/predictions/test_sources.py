@@ -47,6 +47,7 @@ def test_files_folders_and_globs(tmp_path):
 
     assert found(str(tmp_path / "a")) == [(p, kinds[p]) for p in (files[0], clip)]
     assert found(f"{tmp_path}/a/**/*") == [(p, kinds[p]) for p in (files[0], clip, files[1])]
+    assert found(files[0], f"{tmp_path}/a/*.jpg") == [(files[0], "image")]
     assert found(files[2], "3") == [(files[2], "image"), ("3", "camera")]
     assert found(f"{tmp_path}/a/notes.txt") == [(f"{tmp_path}/a/notes.txt", "image")]
 
