@@ -30,6 +30,8 @@ COMMANDS = {
     "check-data": Command("check_data", "check annotations and pictures of your own data"),
     "train-classifier": Command("classifier", "train or evaluate a classifier"),
     "robustness": Command("robustness", "top-1 of a classifier under one-step FGSM"),
+    "connectivity": Command("connectivity", "how a DG-Net connects images, and what it skips"),
+    "dissect": Command("dissect", "count the units of a layer that detect a concept"),
     "convert": Command("convert", "convert a weight file to another naming or layout"),
     "export": Command("export", "write a network as ONNX or with torch.export"),
     "cost": Command("cost", "parameters and FLOPs of models"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import get_cfg
+from torch import Tensor, nn
 
 from ..pictures import Instances, complete_names
 from .config import add_gram_backbones_config, merge_config
@@ -59,6 +60,25 @@ class Detector:
         """
         found = self._predictor.model([self._input(image) for image in images])
         return [_to_instances(item["instances"].to("cpu")) for item in found]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone, without a feature pyramid."""
+        backbone: Any = self._predictor.model.backbone
+        return getattr(backbone, "bottom_up", backbone)
+
+    def backbone_input(self, image: np.ndarray) -> tuple[Tensor, list[tuple[int, int]]]:
+        """What the backbone gets of an image, prepared as for a prediction.
+
+        Args:
+            image: RGB, ``(H, W, 3)``, 8 bits.
+
+        Returns:
+            The normalised and padded image ``(1, 3, H', W')``, and its unpadded size.
+        """
+        model: Any = self._predictor.model
+        images = model.preprocess_image([self._input(image)])
+        return images.tensor, images.image_sizes
 
     def _input(self, image: np.ndarray) -> dict[str, Any]:
         """As ``DefaultPredictor`` prepares one image."""

@@ -17,7 +17,7 @@ from mmdet.registry import DATASETS
 from mmdet.utils import get_test_pipeline_cfg
 from mmdet.visualization import get_palette
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from ..fused import deploy as deploy_model
 from ..pictures import Instances, complete_names
@@ -100,8 +100,27 @@ class Detector:
         Args:
             images: RGB, ``(H, W, 3)``, 8 bits; they may differ in size.
         """
+        found = self._model.test_step(self._batch(images))
+        return [to_instances(sample.cpu().pred_instances) for sample in found]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone, without a neck."""
+        return self._model.backbone
+
+    def backbone_input(self, image: np.ndarray) -> tuple[Tensor, list[tuple[int, int]]]:
+        """What the backbone gets of an image, prepared as for a prediction.
+
+        Args:
+            image: RGB, ``(H, W, 3)``, 8 bits.
+
+        Returns:
+            The normalised and padded image ``(1, 3, H', W')``, and its unpadded size.
+        """
+        batch = self._model.data_preprocessor(self._batch([image]))
+        return batch["inputs"], [sample.img_shape[:2] for sample in batch["data_samples"]]
+
+    def _batch(self, images: Sequence[np.ndarray]) -> dict[str, list]:
         bgr = [np.ascontiguousarray(image[:, :, ::-1]) for image in images]
         samples = [self._pipeline(dict(img=image, img_id=0)) for image in bgr]
-        batch = {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
-        found = self._model.test_step(batch)
-        return [to_instances(sample.cpu().pred_instances) for sample in found]
+        return {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
