@@ -123,6 +123,30 @@ def draw_predictions(
     return _titled(_drawn(image, predicted.select(chosen), names), title)
 
 
+def draw_truth(image: np.ndarray, truth: Instances | None, names: Sequence[str]) -> np.ndarray:
+    """Draw the ground truth, below a title that says how many objects there are.
+
+    Args:
+        image: RGB, ``(H, W, 3)``, 8 bits.
+        truth: None where it is not known.
+        names: of the classes.
+
+    Returns:
+        The picture, RGB, of the size of :func:`draw_predictions`.
+
+    Examples:
+        >>> draw_truth(np.zeros((400, 500, 3), np.uint8), None, ["cat"]).shape
+        (424, 500, 3)
+    """
+    if truth is None:
+        nothing = Instances(torch.zeros(0, 4), [])
+        return _titled(_drawn(image, nothing, names), "truth: not loaded")
+    crowds = sum(truth.crowds or [])
+    title = f"truth: {len(truth) - crowds or 'nothing'}"
+    title += f" and {crowds} crowd" if crowds else ""
+    return _titled(_drawn(image, truth, names), title)
+
+
 def draw_pair(
     image: np.ndarray,
     predicted: Instances,
@@ -151,13 +175,7 @@ def draw_pair(
         (424, 1006, 3)
     """
     left = draw_predictions(image, predicted, names, score_thresh, best=_BEST)
-    if truth is None:
-        right = _titled(_drawn(image, predicted.select([]), names), "truth: not loaded")
-    else:
-        crowds = sum(truth.crowds or [])
-        title = f"truth: {len(truth) - crowds or 'nothing'}"
-        title += f" and {crowds} crowd" if crowds else ""
-        right = _titled(_drawn(image, truth, names), title)
+    right = draw_truth(image, truth, names)
     gap = np.full((len(left), _GAP, 3), 255, np.uint8)
     return np.hstack([left, gap, right])
 

@@ -79,6 +79,7 @@ def test_the_wheel_installs_the_command_line(installed, tmp_path):
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     check_ended_well(done)
     assert "mask_rcnn_aognet40m_fpn_1x" in done.stdout.splitlines()
+    assert (installed / "gram_backbones/report/template.html").is_file()
 
 
 @pytest.mark.slow

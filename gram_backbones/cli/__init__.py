@@ -27,6 +27,7 @@ COMMANDS = {
     "test": Command("test", "evaluate a trained detector of either framework"),
     "plot": Command("plot", "draw learning curves of runs"),
     "predict": Command("predict", "draw a detector's predictions on images, videos, a camera"),
+    "report": Command("report", "a run, or two, as one HTML page: curves, AP, images, config"),
     "check-data": Command("check_data", "check annotations and pictures of your own data"),
     "train-classifier": Command("classifier", "train or evaluate a classifier"),
     "robustness": Command("robustness", "top-1 of a classifier under one-step FGSM"),

@@ -68,8 +68,11 @@ def _base_config(cfg: Config) -> tuple[dict[str, Any], str]:
 
 
 def _initial_weights(cfg: Config) -> str:
-    found = (cfg.get("model") or {}).get("backbone") or {}
-    return ((found.get("init_cfg") or {}) if isinstance(found, dict) else {}).get("checkpoint", "")
+    model = cfg.get("model")
+    if not isinstance(model, dict):  # it was built before
+        return ""
+    found = (model.get("backbone") or {}).get("init_cfg") or {}
+    return found.get("checkpoint") or ""
 
 
 def _datasets(cfg: Config) -> dict[str, tuple[str, str]]:

@@ -56,9 +56,8 @@ class Run:
 
     @property
     def iterations(self) -> int:
-        """Iterations that are logged; 0 if nothing was trained."""
-        series = (self.scalars.get(name, ()) for name in ("total_loss", "lr"))
-        return max((points[-1][0] for points in series if points), default=0)
+        """Iterations up to the last line that is logged; 0 if nothing was trained."""
+        return max((points[-1][0] for points in self.scalars.values()), default=0)
 
     @property
     def max_iterations(self) -> int:
@@ -66,6 +65,15 @@ class Run:
         if self.record is None:
             return 0
         return self.record.iterations or self.record.epochs * self.epoch_length
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end; False if its length is unknown."""
+        length, record = self.max_iterations, self.record
+        # MMEngine does not log every epoch's last iterations.
+        last = f"epoch_{record.epochs}.pth" if record and record.epochs else ""
+        named = self.checkpoint is not None and self.checkpoint.name == last
+        return named or 0 < length <= self.iterations
 
     @property
     def losses(self) -> list[str]:
@@ -194,15 +202,21 @@ def _mmdet_points(starts: Iterable[Path], length: int) -> Iterator[tuple[int, di
             step = line.pop("step", 0)
             # Evaluations are counted in epochs; not every epoch's last iteration is logged.
             at = step if "loss" in line else max(at, step * length)
-            yield at, _renamed({n: v for n, v in line.items() if n not in ("epoch", "iter")})
+            yield at, _renamed(line)
         for line in _read_lines(start / f"{start.name}.json"):  # of a test
             yield at, _renamed(line)
 
 
 def _renamed(line: dict[str, Any]) -> dict[str, Any]:
-    """MMDetection's names and units as Detectron2's; -1 stands for no AP."""
+    """MMDetection's names and units as Detectron2's; -1 stands for no AP.
+
+    Evaluations are timed too. Their seconds are left out, as they are not a training's.
+    """
+    dropped = {"epoch", "iter"} | (set() if "loss" in line else {"data_time", "time"})
     found = {}
     for name, value in line.items():
+        if name in dropped:
+            continue
         if match := _AP.match(name):
             name = f"{match[1]}/AP{match[2] or ''}"
             value = 100 * value if value >= 0 else math.nan

@@ -53,6 +53,7 @@ def mmdet_run(tmp_path):
 def test_detectron2(d2_run):
     run = read_run(d2_run)
     assert (run.framework, run.iterations, run.max_iterations) == ("Detectron2", 20, 0)
+    assert not run.finished  # for all one knows
     assert run.scalars["bbox/AP"] == ((10, 5.0), (20, 7.0))
     assert run.losses == ["total_loss", "loss_cls"]
     assert run.precisions == {"bbox/AP": 7.0, "bbox/AP-disc": 7.5}  # no AP of large: no objects
@@ -62,7 +63,11 @@ def test_detectron2(d2_run):
 def test_mmdetection(mmdet_run):
     RunRecord({}, "cpu", 0, "", epochs=3).write(mmdet_run)
     run = read_run(mmdet_run)
-    assert (run.framework, run.iterations, run.max_iterations) == ("MMDetection", 36, 60)
+    assert (run.framework, run.iterations, run.max_iterations) == ("MMDetection", 40, 60)
+    assert "time" not in run.scalars and not run.finished  # an evaluation's seconds
+    (mmdet_run / "epoch_3.pth").touch()
+    (mmdet_run / "last_checkpoint").write_text("/moved/since/epoch_3.pth")
+    assert run.finished
     assert run.scalars["total_loss"] == ((20, 3.0), (36, 2.0))
     assert run.scalars["bbox/AP"] == ((20, pytest.approx(5)), (40, pytest.approx(7)))
     assert run.precisions == {"bbox/AP": pytest.approx(7), "bbox/AP50": 20.0}
@@ -109,13 +114,14 @@ def test_a_line_that_is_being_written_is_left_out(d2_run):
 
 
 def test_predictions_and_the_last_checkpoint(d2_run):
+    RunRecord({}, "cpu", 0, "", iterations=20).write(d2_run)
     results = d2_run / "inference/val/coco_instances_results.json"
     write_lines(results, [])
     (d2_run / "model_final.pth").touch()
     (d2_run / "last_checkpoint").write_text("/moved/since/model_final.pth\n")
     run = read_run(d2_run)
     assert run.predictions == {"val": (results,)}
-    assert run.checkpoint == d2_run / "model_final.pth"
+    assert run.checkpoint == d2_run / "model_final.pth" and run.finished
 
 
 def test_other_folders_are_refused(tmp_path):
