@@ -13,10 +13,12 @@ export DETECTRON2_DATASETS="$out/datasets"
 echo "Predicting on ten held-out images, as you can on your own"
 "$python" -m gram_backbones predict "$out/config.yaml" "$out/model_final.pth" \
     "$DETECTRON2_DATASETS"/gram_demo/val/00000?.png --output "$out/predictions"
+"$python" -m gram_backbones report "$out"
 "$python" tools/show_metrics.py "$out/metrics.json"
 cat <<END
 
 Took $(($(date +%s) - start)) s. Open
+  $out/report.html                                     curves, AP, images and config, on one page
   $out/predictions/000000.png                          what was predicted on ten held-out images
   $out/inference/gram_demo_val/pictures/000000.png     predictions next to the truth, 32 images
   $out/log.txt                                         the log of the training
