@@ -105,4 +105,4 @@ def _flat(node: Any, path: str = "") -> dict[str, str]:
         parts = (_flat(value, f"{path}.{key}" if path else str(key)) for key, value in node.items())
         return {key: value for part in parts for key, value in part.items()}
     # Frameworks turn tuples into lists when they write and read configs.
-    return {path: str([*node] if isinstance(node, (list, tuple)) else node)}
+    return {path: str([*node] if isinstance(node, (list, tuple)) else node) or "''"}
