@@ -37,10 +37,9 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: its points, the name in the legend, and which colour and dashes it has."""
+    """A line of a chart: its points x, y, the name in the legend, which colour and dashes."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    points: Sequence[tuple[float, float]]
     label: str = ""
     colour: int = 0
     dashed: bool = False
@@ -65,7 +64,7 @@ def line_chart(
         ImportError: matplotlib is missing.
 
     Examples:
-        >>> line_chart("loss", [Line([20, 40], [2.5, 1.5])], x_label="iteration")[:47]
+        >>> line_chart("loss", [Line([(20, 2.5), (40, 1.5)])], x_label="iteration")[:47]
         '<svg class="chart" role="img" aria-label="loss"'
     """
     try:
@@ -95,14 +94,14 @@ def line_chart(
 
 
 def _draw(axes: Any, line: Line) -> None:
-    kept = np.linspace(0, len(line.x) - 1, min(_POINTS, len(line.x))).astype(int)
+    count = len(line.points)
+    kept = np.linspace(0, count - 1, min(_POINTS, count)).astype(int)
     axes.plot(
-        np.asarray(line.x)[kept],
-        np.asarray(line.y)[kept],
+        *np.asarray(line.points)[kept].T,
         color=COLOURS[line.colour % len(COLOURS)],
         linestyle="--" if line.dashed else "-",
         linewidth=1.8,
-        marker="o" if len(line.x) <= 12 else None,  # a single point has no line
+        marker="o" if count <= 12 else None,  # a single point has no line
         markersize=4,
         label=line.label or None,
     )

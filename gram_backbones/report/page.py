@@ -166,13 +166,13 @@ def _training_charts(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
     charts = []
     for name in names:
         series = [(label, run.scalars.get(name)) for label, run in zip(labels, runs)]
-        lines = [Line(*zip(*s), label, i) for i, (label, s) in enumerate(series) if s]
+        lines = [Line(s, label, i) for i, (label, s) in enumerate(series) if s]
         if lines:
             title = {"lr": "learning rate"}.get(name, name.replace("_", " "))
             charts.append(line_chart(title, lines, x_label="iteration"))
     for kind, word in KINDS.items():
         lines = [
-            Line(*zip(*series), f"{label} {stat}".strip(), colour, dashed=stat == "AP50")
+            Line(series, f"{label} {stat}".strip(), colour, dashed=stat == "AP50")
             for colour, (label, run) in enumerate(zip(labels, runs))
             for stat in ("AP", "AP50")
             if (series := run.scalars.get(f"{kind}/{stat}"))
@@ -261,7 +261,7 @@ def _class_rows(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _precision_charts(results: Sequence[Result]) -> list[str]:
-    recall = np.linspace(0, 1, 101)
+    recall = np.linspace(0, 1, 101).tolist()
     charts = []
     for result in results:
         if not (evaluation := result.evaluation):
@@ -271,11 +271,12 @@ def _precision_charts(results: Sequence[Result]) -> list[str]:
         for kind, precision in evaluation.precisions.items():
             start = f"{result.label} {KINDS[kind]}".strip()
             lines = [
-                Line(recall, values, f"IoU {iou:.2f}", i)
+                Line([*zip(recall, values)], f"IoU {iou:.2f}", i)
                 for i, (iou, values) in enumerate(precision.curves.items())
             ]
             by_class = [
-                Line(recall, precision.class_curves[name], name, i) for i, name in enumerate(shown)
+                Line([*zip(recall, precision.class_curves[name])], name, i)
+                for i, name in enumerate(shown)
             ]
             for title, drawn in (("mean of the classes", lines), ("IoU 0.50 by class", by_class)):
                 if drawn:
