@@ -51,9 +51,10 @@ def draw_concepts(found: Mapping[str, Dissection]) -> Figure:
     right.set_xticks(range(len(concepts)), concepts, rotation=60, ha="right")
     right.set_title("units that detect a concept")
     right.yaxis.get_major_locator().set_params(integer=True)
-    if concepts:
-        right.legend()
-    else:
+    left.margins(y=0.1)
+    if len(found) > 1:
+        figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    if not concepts:
         right.text(0.5, 0.5, "none", ha="center", transform=right.transAxes)
     return figure
 
