@@ -14,8 +14,9 @@ from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 
 import gram_backbones.d2 as gram
-from gram_backbones.d2.datasets import use_datasets
+from gram_backbones.d2.datasets import check_datasets, use_datasets
 from gram_backbones.d2.demo_dataset import make_demo_dataset
+from gram_backbones.d2.engine import warn_about_data
 from gram_backbones.data import DataError, PictureError, read_dataset, read_pair
 from tests.conftest import ROOT
 from tests.d2.test_backbones import small_config
@@ -106,6 +107,20 @@ def test_annotations_with_errors_stop_a_training(cfg, data, monkeypatch):
     monkeypatch.setattr(gram.GramTrainer, "build_model", None)
     with pytest.raises(DataError, match="missing picture"):
         gram.GramTrainer(cfg)
+
+
+def test_an_evaluation_whose_figure_would_be_too_low_is_refused(cfg, data):
+    """pycocotools takes a match with annotation 0 for none."""
+    content = json.loads(Path(data[1].json_file).read_text())
+    content["annotations"][0]["id"] = 0
+    Path(data[1].json_file).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="annotation id 0, 1 time"):
+        warn_about_data(cfg, cfg.DATASETS.TEST)
+
+
+def test_own_data_that_is_not_registered_is_told_how_to_give_it():
+    with pytest.raises(ValueError, match="'my_val' is not registered.*--dataset.*--val"):
+        check_datasets(["my_val"])
 
 
 def save(model, folder, classes):

@@ -184,6 +184,16 @@ def test_annotations_with_errors_are_refused(specs, tmp_path):
         check_annotations(loader_of(specs[0], LISTED), masks=True)
 
 
+def test_an_evaluation_whose_figure_would_be_too_low_is_refused(specs, tmp_path):
+    """pycocotools takes a match with annotation 0 for none."""
+    file = tmp_path / "demo/val.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["id"] = 0
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="annotation id 0, 1 time"):
+        check_annotations(None, loader_of(specs[1], LISTED), masks=True)
+
+
 def test_a_built_data_set_names_the_picture(specs, tmp_path):
     leaf = loader_of(specs[0], LISTED)["dataset"]
     leaf["dataset"]["pipeline"] = [dict(type="LoadImageFromFile")]
