@@ -49,8 +49,8 @@ def draw_grammar(graph: AndOrGraph, *, title: str = "", show_pruned: bool = True
     Examples:
         >>> from gram_backbones.grammar import build_graph
         >>> figure = draw_grammar(build_graph(4, pruning="keep_first"))
-        >>> len([text for text in figure.axes[0].texts if text.get_text().startswith("words")])
-        9
+        >>> len([text for text in figure.axes[0].texts if text.get_text().startswith("word")])
+        10
     """
     layout = lay_out(graph, show_pruned=show_pruned)
     entries = legend_entries(layout)
