@@ -1,4 +1,4 @@
-"""Pictures of detections: predictions alone, or on the left of the ground truth.
+"""Pictures of detections: predictions alone, or on the left of the ground truth; and grids.
 
 Both frameworks' adapters draw with these functions, so that their pictures are alike.
 """
@@ -24,6 +24,7 @@ _FONT = 13  # pixels
 _TITLE = 15
 _BANNER = 24
 _GAP = 6
+CELL = (360, 480)  # height and width of a grid's cell, in pixels
 _TINT = 0.4  # opacity of masks
 Colour = tuple[int, int, int]  # RGB
 _Box = tuple[float, float, float, float]  # corners x1, y1, x2, y2
@@ -190,9 +191,73 @@ def complete_names(names: Sequence[str] | None, number: int) -> list[str]:
     return list(names) if names and len(names) == number else [f"class {i}" for i in range(number)]
 
 
-def _drawn(image: np.ndarray, found: Instances, names: Sequence[str]) -> Image.Image:
-    """The image with masks, boxes and labels of instances; large ones lie below small ones."""
-    scale = max(1.0, _MIN_SIDE / min(image.shape[:2]))
+def draw_cell(
+    image: np.ndarray,
+    found: Instances,
+    names: Sequence[str],
+    title: str,
+    size: tuple[int, int] = CELL,
+) -> np.ndarray:
+    """Draw instances on an image of any size, scaled to a cell of a grid, below a title.
+
+    Args:
+        image: RGB, ``(H, W, 3)``, 8 bits.
+        found: what to draw.
+        names: of the classes.
+        title: cut where it is too long for the cell.
+        size: height and width of the cell in pixels, without the title's banner.
+
+    Returns:
+        The cell, RGB; where the image is of another shape, the rest is white.
+
+    Examples:
+        >>> found = Instances(torch.tensor([[10.0, 10.0, 60.0, 50.0]]), [0])
+        >>> draw_cell(np.zeros((800, 1333, 3), np.uint8), found, ["cat"], "street").shape
+        (384, 480, 3)
+    """
+    scale = min(room / side for room, side in zip(size, image.shape[:2]))
+    cell = Image.new("RGB", size[::-1], "white")
+    cell.paste(_drawn(image, found, names, scale))
+    font = ImageFont.load_default(_TITLE)
+    if font.getlength(title) > size[1] - 12:
+        while title and font.getlength(f"{title}...") > size[1] - 12:
+            title = title[:-1]
+        title += "..."
+    return _titled(cell, title)
+
+
+def draw_grid(cells: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
+    """Lay out cells of one size row by row.
+
+    Raises:
+        ValueError: there are no cells.
+
+    Examples:
+        >>> draw_grid([np.zeros((384, 480, 3), np.uint8)] * 4).shape
+        (774, 1452, 3)
+    """
+    if not cells:
+        raise ValueError("there are no cells to lay out")
+    height, width, _ = cells[0].shape
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    size = (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
+    grid = np.full(size, 255, np.uint8)
+    for index, cell in enumerate(cells):
+        top, left = (index // columns) * (height + _GAP), (index % columns) * (width + _GAP)
+        grid[top : top + height, left : left + width] = cell
+    return grid
+
+
+def _drawn(
+    image: np.ndarray, found: Instances, names: Sequence[str], scale: float | None = None
+) -> Image.Image:
+    """The image with masks, boxes and labels of instances; large ones lie below small ones.
+
+    Without a ``scale``, small images are enlarged.
+    """
+    if scale is None:
+        scale = max(1.0, _MIN_SIDE / min(image.shape[:2]))
     height, width = (round(side * scale) for side in image.shape[:2])
     resized = Image.fromarray(image).resize((width, height))
     sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(1)

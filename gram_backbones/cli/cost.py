@@ -1,39 +1,287 @@
-"""Count parameters and convolution FLOPs of models, as a Markdown table.
+"""What models and detectors cost, as a Markdown table; beside the papers' figures where there are.
 
-CIFAR's models are counted at 32 pixels with 10 classes, all others at 224 pixels with 1000 classes.
-All models take minutes. With --features: channels and strides of the features, and weights.
+{prog} aognet_12m dgnet_r50                            classifiers by name; all of them by default
+{prog} dgnet_r50 --size 800x1333                       as the backbone of DG-Net's Table 2
+{prog} faster_rcnn_dgnet_r50_fpn_1x --by stage         a config of Detectron2 or MMDetection
+{prog} aognet_4m --by node
+{prog} --chart chart.png                               among torchvision's networks
+{prog} dgnet_cifar_r20 --weights last.pth --images photographs
+
+Classifiers are counted at 224 pixels with 1000 classes, CIFAR's at 32 pixels with 10, detectors at
+800 × 1333 padded to 800 × 1344. Nothing is computed: shapes are enough.
+
+conv GFLOPs     multiply-adds of convolutions, what papers print; paper: its figures and how far the
+                counts are from them
+GFLOPs          multiply-adds of linear layers and other matrix products too
+activations     numbers that these put out, in millions
+training, MB    a training step in float32: 4 bytes for every parameter, 8 more for its gradient and
+                SGD's momentum if it is not frozen, and what autograd keeps for --batch images
+
+Of a detector, what runs once per image is counted: RoI heads depend on the proposals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..config_folders import find_config, list_configs
 from . import setup
+
+if TYPE_CHECKING:
+    from ..analysis.cost import Cost
+    from ..analysis.published import Published
+
+_HEADS = ("model", "parameters", "conv GFLOPs", "paper", "GFLOPs", "activations, M", "training, MB")
+_CHART_SIZE = (224, 224)  # of what torchvision publishes, and of ImageNet's models here
+_PADDED = 32  # pixels: the frameworks pad images to multiples
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = setup.parser_with_examples(__doc__, prog)
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="names of models, or configs: files, or names of shipped ones (default: all models)",
+    )
+    parser.add_argument("--size", type=_size, help="pixels: one number, or HEIGHTxWIDTH")
+    parser.add_argument("--by", choices=("stage", "node"), help="a row for every part too")
+    parser.add_argument("--batch", type=int, default=1, help="images of a training step")
+    parser.add_argument(
+        "--fvcore",
+        action="store_true",
+        help="also what fvcore counts of classifiers, norms included; computes an image",
+    )
+    parser.add_argument("--chart", metavar="FILE", help="draw classifiers among torchvision's")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files or folders: what DG-Nets compute for these, without closed edges",
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="trained weights of the model, for --images"
+    )
+    parser.add_argument("--features", action="store_true", help="features instead of counts")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
+    if not found or not int(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; allowed are 224 or 800x1333")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Print a row for every model."""
-    parser = setup.parser_with_examples(__doc__, prog)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="names (default: all models)")
-    parser.add_argument("--size", type=int, help="image height and width in pixels")
-    parser.add_argument("--features", action="store_true", help="features instead of counts")
+    """Print a row for every model and detector, and what images cost a DG-Net."""
+    parser = make_parser(prog)
     args = parser.parse_args(argv)
+    if args.batch < 1:
+        parser.error(f"--batch is {args.batch}; it must be at least 1")
+    if args.weights and not args.images:
+        parser.error("--weights is for --images, which is not given")
+    if args.images and len(args.models) != 1:
+        parser.error(f"--images is for one model, and {len(args.models)} are named")
     setup.start()
+    from ..registry import list_models
+
+    known = list_models()
+    configs = [name for name in args.models if name not in known and _is_config(name)]
     for name in args.models:
-        setup.check_model(parser, name)
+        if name not in configs:
+            setup.check_model(parser, name)
+    for option in ("features", "images", "chart", "fvcore"):
+        if configs and getattr(args, option):
+            parser.error(f"--{option} is for models by name, not for the config {configs[0]!r}")
     if args.features:
         return print(feature_table(args.models))
-    from ..flops import count_conv_flops, count_parameters
-    from ..registry import build_model, list_models
+    try:
+        over_images = _prepare_images(args) if args.images else None
+        _print_table(args, args.models or known, configs)
+        if over_images:
+            print(over_images())
+    except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
+        # Detectron2 and yacs raise AssertionError for wrong files, keys and values.
+        parser.error(str(error.args[-1] if isinstance(error, KeyError) else error))
 
-    print("| model | parameters | conv GFLOPs | at |\n|---|---:|---:|---:|")
-    for name in args.models or list_models():
-        classes, size = (10, 32) if "cifar" in name else (1000, 224)
-        size = args.size or size
-        model = build_model(name, num_classes=classes)
-        flops = count_conv_flops(model, size)
-        row = [f"`{name}`", f"{count_parameters(model):,}", f"{flops / 1e9:.3f}", f"{size}²"]
-        print(f"| {' | '.join(row)} |", flush=True)
+
+def _is_config(name: str) -> bool:
+    return name.endswith((".py", ".yaml", ".yml")) or name in list_configs()
+
+
+class _Row(NamedTuple):
+    """A row of the table; counts of None depend on more than an image's size."""
+
+    name: str
+    cost: Cost
+    size: tuple[int, int]
+    paper: Published | None = None
+    is_counted: bool = True
+
+
+def _print_table(args: argparse.Namespace, names: Sequence[str], configs: Sequence[str]) -> None:
+    """Print every row as soon as it is counted; then draw the chart."""
+    if args.chart:
+        from ..analysis.published import check_chart
+
+        if not any((args.size or default_size(name)) == _CHART_SIZE for name in names):
+            raise ValueError("--chart is for ImageNet's models at 224 pixels, and none is named")
+        check_chart(args.chart)
+    heads = [*_HEADS, *(["fvcore GFLOPs"] if args.fvcore else []), "at"]
+    print(f"| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}", flush=True)
+    drawn = []
+    for name in names:
+        rows = _detector_rows(name, args) if name in configs else _model_rows(name, args)
+        for index, row in enumerate(rows):
+            cells = [*_cells(row, args.batch), f"{row.size[0]}×{row.size[1]}"]
+            if args.fvcore:
+                cells.insert(-1, "–" if index else _fvcore_cell(name, row.size))
+            print(f"| {' | '.join(cells)} |", flush=True)
+            if not index and row.size == _CHART_SIZE:
+                drawn.append(row)
+    if args.chart:
+        _draw_chart(args.chart, drawn)
+
+
+def _cells(row: _Row, batch: int) -> list[str]:
+    cost = row.cost
+    cells = [row.name, f"{cost.parameters:,}"]
+    if not row.is_counted:
+        return [*cells, *["–"] * (len(_HEADS) - 2)]
+    papers = []
+    for key, unit, letter in (("parameters", 1e6, "M"), ("conv_flops", 1e9, "G")):
+        if figure := getattr(row.paper, key, None):
+            off = round(100 * (getattr(cost, key) / figure - 1), 1) + 0.0  # no minus before 0.0
+            papers.append(f"{figure / unit:.5g} {letter} ({off:+} %)".replace("-", "−"))
+    flops = [_short(count / 1e9) for count in (cost.conv_flops, cost.flops)]
+    rest = [_short(cost.activations / 1e6), f"{cost.training_bytes(batch) / 1e6:.1f}"]
+    return [*cells, flops[0], ", ".join(papers) or "–", flops[1], *rest]
+
+
+def _short(value: float) -> str:
+    """Three digits behind the point, or two that say something."""
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
+
+
+def _model_rows(name: str, args: argparse.Namespace) -> Iterator[_Row]:
+    from ..analysis.cost import PARTS, build_on_meta, measure
+    from ..analysis.published import PAPER_BACKBONES, PAPER_SIZE, PAPERS
+
+    size = args.size or default_size(name)
+    model = build_on_meta(name)
+    parts = PARTS[args.by](model) if args.by else {}
+    whole, costs = measure(model, size, parts)
+    papers = {default_size(name): PAPERS, PAPER_SIZE: PAPER_BACKBONES}.get(size, {})
+    yield _Row(f"`{name}`", whole, size, papers.get(name))
+    yield from (_Row(f"· {part}", cost, size) for part, cost in costs.items())
+
+
+def default_size(name: str) -> tuple[int, int]:
+    """Height and width of the images that a model is counted with."""
+    return (32, 32) if "cifar" in name else _CHART_SIZE
+
+
+def _detector_rows(name: str, args: argparse.Namespace) -> Iterator[_Row]:
+    from dataclasses import replace
+
+    from ..analysis.cost import PARTS, Cost, measure
+    from ..analysis.published import PAPER_BACKBONES, PAPER_SIZE, paper_of_detector
+    from ..staged import StagedBackbone
+
+    path = find_config(name)
+    build_trunk: Any
+    if path.suffix == ".py":
+        from ..mmdet.trunk import build_trunk
+    else:
+        from ..d2.trunk import build_trunk
+    detector, trunk, parts = build_trunk(str(path))
+    height, width = args.size or PAPER_SIZE
+    size = (-(-height // _PADDED) * _PADDED, -(-width // _PADDED) * _PADDED)
+    whole, costs = measure(trunk, size, {part: [module] for part, module in parts.items()})
+    numbers = [(p.numel(), p.requires_grad) for p in detector.parameters()]
+    parameters = sum(number for number, _ in numbers)
+    trainable = sum(number for number, learns in numbers if learns)
+    backbone = parts["backbone"]
+    paper = paper_of_detector(path.stem)
+    yield _Row(f"`{name}`", replace(whole, parameters=parameters, trainable=trainable), size, paper)
+    for part, cost in costs.items():
+        if part != "backbone" or not isinstance(backbone, StagedBackbone):
+            yield _Row(f"· {part}", cost, size)
+            continue
+        names = [n for n, row in backbone.VARIANTS.items() if row == backbone.variant]
+        papers = {} if args.size else PAPER_BACKBONES
+        yield _Row(f"· {part}", cost, size, next(map(papers.get, names), None))
+        if args.by:
+            _, inner = measure(backbone, size, PARTS[args.by](backbone))
+            yield from (_Row(f"·· {path}", cost, size) for path, cost in inner.items())
+    if rest := parameters - whole.parameters:
+        yield _Row("· RoI heads and other parts", Cost(rest), size, is_counted=False)
+
+
+def _fvcore_cell(name: str, size: tuple[int, int]) -> str:
+    from ..analysis.cost import fvcore_flops, num_classes
+    from ..registry import build_model
+
+    return _short(fvcore_flops(build_model(name, num_classes=num_classes(name)), size) / 1e9)
+
+
+def _draw_chart(file: str, rows: Iterable[_Row]) -> None:
+    from ..analysis.published import PAPERS, Published, draw_chart
+
+    families: dict[str, dict[str, Published]] = {}
+    for row in rows:
+        name = row.name.strip("`")
+        family, _, short = name.partition("_")
+        family = {"aognet": "AOGNet", "dgnet": "DG-Net"}.get(family, family)
+        family += ", as released" if name.endswith("_released") else ""
+        top1 = getattr(PAPERS.get(name), "top1", None)
+        figures = Published(row.cost.parameters, row.cost.conv_flops, top1)
+        families.setdefault(family, {})[short.removesuffix("_released")] = figures
+    draw_chart(families, file)
+    print(f"The chart is in {file}", file=sys.stderr)
+
+
+def _prepare_images(args: argparse.Namespace) -> Callable[[], str]:
+    """Check images, model and weights; what is returned computes, and says what was found."""
+    from tqdm import tqdm
+
+    from ..analysis.cost import flops_over_images, num_classes, open_image
+    from ..dgnet.connectivity import dynamic_stages
+    from ..factory import create_model
+    from ..predictions.sources import find_sources
+
+    sources = find_sources(args.images)
+    if others := [source.path for source in sources if source.kind != "image"]:
+        raise ValueError(f"--images takes images, and {others[0]!r} is none")
+    name, images = args.models[0], [source.path for source in sources]
+    size = args.size or default_size(name)
+    model = create_model(name, num_classes=num_classes(name), weights=args.weights)
+    if not dynamic_stages(model):
+        raise ValueError(f"--images is for DG-Nets; no edge of {name} depends on the image")
+    if not args.weights:
+        print("No --weights: the routers are fresh and close hardly any edge", file=sys.stderr)
+
+    def run() -> str:
+        opened = (open_image(path, model.variant.preprocessing, size) for path in images)
+        bar = tqdm(opened, name, len(images), unit="image", disable=None)
+        found = flops_over_images(model, bar)
+        whole, mean, least, most = (
+            f"{flops / 1e9:.4g} G"
+            for flops in (found.every_edge, found.mean, min(found.flops), max(found.flops))
+        )
+        return (
+            f"{name} over {len(images)} images: convolutions {whole} with every edge, {mean} "
+            f"expected, from {least} to {most}; {found.closed_edges:.1%} of the edges and "
+            f"{found.closed_blocks:.1%} of the blocks closed"
+        )
+
+    return run
 
 
 def feature_table(models: Sequence[str] = ()) -> str:

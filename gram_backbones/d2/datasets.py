@@ -114,7 +114,7 @@ def class_names(name: str) -> Sequence[str] | None:
     been built; here they are read before.
     """
     metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None and (dataset := _as_coco(name)):
+    if metadata.get("thing_classes") is None and (dataset := as_coco(name)):
         metadata.thing_classes = list(dataset.classes)
     return metadata.get("thing_classes")
 
@@ -157,7 +157,7 @@ def check_annotations(cfg: CfgNode, names: Sequence[str] | None = None) -> list[
     read = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if names is None else names
     train = [name for name in cfg.DATASETS.TRAIN if name in read]
     val = [name for name in cfg.DATASETS.TEST if name in read]
-    found = [filter(None, map(_as_coco, part)) for part in (train, val)]
+    found = [filter(None, map(as_coco, part)) for part in (train, val)]
     skip = cfg.DATALOADER.get("SKIP_UNREADABLE", False)
     return require_sound(*found, masks=cfg.MODEL.MASK_ON, skip_unreadable=skip)
 
@@ -191,8 +191,8 @@ def check_datasets(names: Iterable[str]) -> None:
         )
 
 
-def _as_coco(name: str) -> Dataset | None:
-    """A data set that ``register_coco_instances`` registered."""
+def as_coco(name: str) -> Dataset | None:
+    """A data set that ``register_coco_instances`` registered; None for others."""
     metadata = MetadataCatalog.get(name)
     json_file, root = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") != "coco" or not json_file or not root:

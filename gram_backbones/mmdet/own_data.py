@@ -164,7 +164,7 @@ def check_annotations(
     for loader in (train, val):
         found.append([])
         for leaf in leaf_datasets(loader["dataset"]) if isinstance(loader, Mapping) else ():
-            if not _is_coco(leaf) or (data := _as_coco(leaf)) is None:
+            if not _is_coco(leaf) or (data := as_coco(leaf)) is None:
                 continue
             found[-1].append(data)
             names = class_names(leaf)
@@ -230,7 +230,8 @@ def _is_coco(dataset: dict) -> bool:
     return getattr(kind, "load_data_list", None) is CocoDataset.load_data_list
 
 
-def _as_coco(dataset: dict) -> Dataset | None:
+def as_coco(dataset: dict) -> Dataset | None:
+    """The COCO JSON that a data set's config names; None where it is not on this machine."""
     root = dataset.get("data_root") or ""
     prefix = (dataset.get("data_prefix") or {}).get("img") or ""
     places = [

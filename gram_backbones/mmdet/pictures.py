@@ -68,7 +68,7 @@ class PicturesHook(Hook):
             sample = sample.cpu()
             image = mmcv.imfrombytes(get(sample.img_path), channel_order="rgb")
             predicted = to_instances(sample.pred_instances)
-            truth = _truth(sample)
+            truth = annotated(sample, sample.ori_shape)
             classes = (*predicted.classes, *(truth.classes if truth else ()))
             names = runner.visualizer.dataset_meta.get("classes")
             names = names or [f"class {i}" for i in range(max(classes, default=0) + 1)]
@@ -77,10 +77,14 @@ class PicturesHook(Hook):
             Image.fromarray(pair).save(folder / f"{Path(sample.img_path).stem}.png")
 
 
-def _truth(sample: DetDataSample) -> Instances | None:
-    """The annotations of an image; None if there are none of the image's size.
+def annotated(sample: DetDataSample, shape: Sequence[int]) -> Instances | None:
+    """The annotations of an image, COCO's crowds among them; None if masks are of another size.
 
     This happens if a pipeline resizes after it loads annotations. Drawing must not stop a run.
+
+    Args:
+        sample: from a pipeline.
+        shape: height and width of the image that is drawn on.
     """
     if "gt_instances" not in sample:
         return None
@@ -88,7 +92,7 @@ def _truth(sample: DetDataSample) -> Instances | None:
     if "ignored_instances" in sample and len(sample.ignored_instances):
         parts.append(sample.ignored_instances)  # COCO's crowds
     masks = [part.masks for part in parts if "masks" in part]
-    if any((m.height, m.width) != tuple(sample.ori_shape[:2]) for m in masks):
+    if any((m.height, m.width) != tuple(shape[:2]) for m in masks):
         return None
     found = [to_instances(part) for part in parts]
     with_masks = [part.masks for part in found if part.masks is not None]
