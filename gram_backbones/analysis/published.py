@@ -138,6 +138,7 @@ def draw_chart(families: Mapping[str, Mapping[str, Published]], file: str | Path
     counts.set(xlabel="parameters, M", ylabel="conv GFLOPs at 224 px", xscale="log", yscale="log")
     accuracy.set(xlabel="conv GFLOPs at 224 px", ylabel="top-1 as published, %", xscale="log")
     for axes in (counts, accuracy):
+        axes.margins(x=0.15)  # room for the names
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter("{x:g}")
     counts.yaxis.set_major_formatter("{x:g}")
