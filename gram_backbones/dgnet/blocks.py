@@ -125,17 +125,20 @@ def require_known_parts(blocks: Iterable[nn.Module]) -> None:
         )
 
 
-def call_with_shortcut(block: nn.Module, x: Tensor, shortcut: Tensor | None) -> Tensor:
+def call_with_shortcut(
+    block: nn.Module, x: Tensor, shortcut: Tensor | None, *, consume: bool = False
+) -> Tensor:
     """A block's output with another shortcut than its own, or with none; its hooks fire.
 
     Args:
         block: of known parts.
         x: input of the branch ``(B, C_in, H_in, W_in)``.
         shortcut: what to add to the branch's output, of its shape.
+        consume: the output may be written over ``shortcut``.
     """
     if not isinstance(block, _AcceptsShortcut):
         accept_shortcut(block)
-    return block(x, shortcut=shortcut)
+    return block(x, shortcut=shortcut, consume=consume)
 
 
 def accept_shortcut(block: nn.Module) -> None:
@@ -154,7 +157,9 @@ def accept_shortcut(block: nn.Module) -> None:
 class _AcceptsShortcut(nn.Module):
     original_class: type[nn.Module]
 
-    def forward(self, x: Tensor, *, shortcut: Tensor | None | str = "own") -> Tensor:
+    def forward(
+        self, x: Tensor, *, shortcut: Tensor | None | str = "own", consume: bool = False
+    ) -> Tensor:
         parts = parts_of(self)
         if isinstance(shortcut, str):
             own = x if parts.projection is None else run(parts.projection, x)
@@ -163,7 +168,7 @@ class _AcceptsShortcut(nn.Module):
         if drop_path is not None and self.training and shortcut is not None:
             out = drop_path(parts.branch(x)) + shortcut
             return out if parts.activation is None else parts.activation(out)
-        return _join(parts, x, shortcut)
+        return _join(parts, x, shortcut, consume)
 
     def __reduce__(self):
         # Pickle would look for a class made at run time by its name.
@@ -180,9 +185,11 @@ def _new_accepting(cls: type) -> nn.Module:
     return _accepting(cls).__new__(_accepting(cls))
 
 
-def _join(parts: BlockParts, x: Tensor, shortcut: Tensor | None) -> Tensor:
+def _join(parts: BlockParts, x: Tensor, shortcut: Tensor | None, consume: bool) -> Tensor:
     if parts.layers:
-        return run_all(parts.layers, x, add=shortcut, activation=parts.activation)
+        return run_all(
+            parts.layers, x, add=shortcut, activation=parts.activation, consume=consume
+        )
     out = parts.branch(x)
     if shortcut is not None:
         out = out + shortcut

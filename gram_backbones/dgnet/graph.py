@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fused import run
+from ..fused import has_hooks, run
 from ..layers import Norm, recompute, resolve_norm
 from .blocks import accept_shortcut, call_with_shortcut, parts_of, require_known_parts
 from .skipping import can_skip, run_open_edges
@@ -197,9 +197,18 @@ class DynamicGraph(nn.Module):
         return weighted_sum([features[i] for i in sources], weights)
 
     def run_node(
-        self, j: int, block: nn.Module, x: Tensor, weights: Tensor | None, x0: Tensor
+        self,
+        j: int,
+        block: nn.Module,
+        x: Tensor,
+        weights: Tensor | None,
+        x0: Tensor,
+        *,
+        consume: bool = False,
     ) -> Tensor:
         """Node j's output: its block on ``x``, the weighted sum of what the node reads.
+
+        With ``consume`` nothing else reads ``x``, and a deployed block may write over it.
 
         Node 1 reads the stage input, with weight(0, 1) · x_0 as its shortcut, so that projection
         and norm of the shortcut run once in a forward pass [choice].
@@ -209,7 +218,10 @@ class DynamicGraph(nn.Module):
         if parts.adds_shortcut and not self.block_shortcut:
             run = partial(call_with_shortcut, block, shortcut=None)
         elif parts.projection is not None and j == 1 and self.needs_x0:
-            run = partial(call_with_shortcut, block, shortcut=weighted_sum([x0], weights))
+            shortcut = weighted_sum([x0], weights)
+            run = partial(call_with_shortcut, block, shortcut=shortcut, consume=consume)
+        elif consume and parts.adds_shortcut and parts.projection is None and not has_hooks(block):
+            run = partial(call_with_shortcut, block, shortcut=x, consume=True)
         if self.with_cp and self.training:
             return recompute(block, x, run=run)
         return run(x)

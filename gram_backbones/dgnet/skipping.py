@@ -79,7 +79,7 @@ def run_open_edges(
             if len(images) < len(x):
                 chosen = torch.tensor(images, device=x.device)
                 *inputs, weights, base = (t[chosen] for t in (*inputs, weights, base))
-            out = graph.run_node(j, block, _sum(inputs, weights), weights, base)
+            out = graph.run_node(j, block, _sum(inputs, weights), weights, base, consume=True)
             if len(images) < len(x):
                 out = out.new_zeros(len(x), *out.shape[1:]).index_copy_(0, chosen, out)
             features.append(out)
