@@ -1,8 +1,8 @@
-"""How many threads a process computes with on CPUs: as many as there are cores that idle.
+"""How a process computes on CPUs: its number of threads, and the kernels that it keeps.
 
 torch starts one thread a core. Where other processes compute too, its threads wait for each other:
 the demo took 10.6 s an iteration with torch's default beside another load, and 0.68 s with one
-thread.
+thread. So a process takes as many threads as there are cores that idle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 
 VARIABLE = "OMP_NUM_THREADS"
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 _CHOSEN = "GRAM_BACKBONES_CHOSEN_THREADS"  # the same number, if it was chosen here
 
 
@@ -56,6 +57,24 @@ def choose_threads(processes: int = 1) -> str | None:
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     noun = "thread" if threads == 1 else "threads"
     return f"Computing with {threads} {noun} per process on CPUs; {VARIABLE} overrides this."
+
+
+def keep_kernels(number: int = 4096) -> None:
+    """Let oneDNN keep this many compiled kernels, unless the user has set their number.
+
+    It keeps 1024 by default, and drops the one that was used longest ago. A training step with
+    AOGNet-12M needs about as many, for one image size: beyond that every step compiles them anew.
+    Call this before torch convolves for the first time.
+
+    Args:
+        number: one for each shape of a convolution, its gradients and its layouts.
+
+    Examples:
+        >>> keep_kernels()
+        >>> int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) > 0
+        True
+    """
+    os.environ.setdefault(KERNELS, str(number))
 
 
 def resume_threads(threads: int | None) -> None:

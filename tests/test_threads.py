@@ -75,3 +75,12 @@ def test_listed_warnings_are_hidden_and_others_are_not():
     finally:
         log.removeHandler(handler)
     assert lines == ["another"]
+
+
+def test_the_number_of_kernels_is_the_user_s_word(monkeypatch):
+    monkeypatch.setenv(threads.KERNELS, "10")
+    threads.keep_kernels()
+    assert os.environ[threads.KERNELS] == "10"
+    monkeypatch.delenv(threads.KERNELS)
+    threads.keep_kernels(20)
+    assert os.environ[threads.KERNELS] == "20"

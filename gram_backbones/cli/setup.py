@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from ..config_folders import find_config
-from ..threads import choose_threads
+from ..threads import choose_threads, keep_kernels
 from ..upstream_warnings import silence_known_warnings
 
 PLACE = "name=annotations.json:images/ or name=folder of YOLO, Pascal VOC or LabelMe"
@@ -21,6 +21,7 @@ def start(processes: int = 1) -> None:
         processes: number of processes that compute side by side.
     """
     silence_known_warnings()
+    keep_kernels()
     if line := choose_threads(processes):
         print(line, file=sys.stderr)
 

@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from .. import __version__
 from ..run_record import RunRecord, config_changes, installed_versions
-from ..threads import choose_threads
+from ..threads import choose_threads, keep_kernels
 from ..upstream_warnings import silence_known_warnings
 from .config import add_gram_backbones_config
 
@@ -55,6 +55,7 @@ def start_run(cfg: CfgNode) -> CfgNode:
         The config for the devices that there are: `on_available_device`.
     """
     silence_known_warnings()
+    keep_kernels()
     log_to(cfg.OUTPUT_DIR)
     if line := choose_threads(comm.get_local_size()):
         logger.info(line)

@@ -327,11 +327,11 @@ def test_a_shipped_config_trains_on_photographs_is_killed_and_resumed(tmp_path):
     file = tmp_path / "photographs.py"
     file.write_text(f"""
 _base_ = "{ROOT}/mmdet_configs/mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py"
-train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=20, val_interval=20)
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10), logger=dict(interval=5))
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=6, val_interval=6)
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3), logger=dict(interval=1))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
-model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))
+model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)))
 """)
     small = (
         "train_dataloader.num_workers=0 train_dataloader.persistent_workers=False "
@@ -353,11 +353,11 @@ model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "iter_20.pth").exists()
+    assert not (tmp_path / "iter_6.pth").exists()
     done = run(*command, "--resume", "--cfg-options", *small)
     check_ended_well(done)
-    assert "iter: 10" in done.stdout and "coco/bbox_mAP" in done.stdout
-    assert (tmp_path / "iter_20.pth").is_file()
+    assert "iter: 3" in done.stdout and "coco/bbox_mAP" in done.stdout
+    assert (tmp_path / "iter_6.pth").is_file()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
 
 
