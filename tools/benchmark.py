@@ -288,7 +288,7 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = parse_args()
-    keep_kernels(1 << 15)  # of all contestants; in a process of its own each finds its kernels again
+    keep_kernels(1 << 15)  # of all contestants: alone, each finds its own again
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     image = torch.randn(args.batch, 3, *args.size).to(args.device, dtype)
