@@ -187,9 +187,7 @@ def _new_accepting(cls: type) -> nn.Module:
 
 def _join(parts: BlockParts, x: Tensor, shortcut: Tensor | None, consume: bool) -> Tensor:
     if parts.layers:
-        return run_all(
-            parts.layers, x, add=shortcut, activation=parts.activation, consume=consume
-        )
+        return run_all(parts.layers, x, add=shortcut, activation=parts.activation, consume=consume)
     out = parts.branch(x)
     if shortcut is not None:
         out = out + shortcut
