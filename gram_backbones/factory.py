@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .registry import build_model
+from .registry import build_model, find_variant
 from .staged import StagedBackbone
+from .suggestions import check_arguments
 from .weights import load_weights
 
 
@@ -47,6 +48,9 @@ def create_model(
         >>> {name: tuple(x.shape) for name, x in model(images).items()}
         {'res3': (2, 120, 8, 8), 'res5': (2, 640, 2, 2)}
     """
+    own = {"features_only", "weights", "accept_license"}
+    networks = find_variant(name).network.argument_names() - {"variant"}
+    check_arguments(name, kwargs, own | networks)
     model = build_model(name, num_classes=num_classes, features_only=features_only, **kwargs)
     if weights is not None:
         load_weights(model, weights, accept_license=accept_license)

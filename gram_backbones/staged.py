@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from inspect import signature
+from dataclasses import fields, replace
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
@@ -23,7 +23,7 @@ from .fused import (
 from .layers import freeze
 from .preprocessing import Preprocessing
 from .renaming import Rename
-from .suggestions import did_you_mean
+from .suggestions import check_arguments, did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,7 +86,7 @@ class Variant:
 
     def takes(self, option: str) -> bool:
         """Whether the family's class has an argument of this name."""
-        return option in signature(self.network).parameters
+        return option in self.network.argument_names()
 
     def feature_shapes(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Channels and total strides of ``stem`` and every stage, by name, shallow to deep."""
@@ -159,12 +159,31 @@ class StagedBackbone(KeepsFused):
     PAPER: ClassVar[str]
     variant: Variant
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse an argument that the class does not have, before anything is built."""
+        check_arguments(cls.__name__, kwargs, cls.argument_names())
+        return super().__new__(cls)
+
+    @classmethod
+    def argument_names(cls) -> set[str]:
+        """Names of the constructor's arguments, also of those that an adapter passes on.
+
+        A family whose ``__init__`` takes others too, by ``**``, adds them.
+        """
+        return {
+            name
+            for kind in cls.__mro__[: cls.__mro__.index(StagedBackbone)]
+            if "__init__" in vars(kind)
+            for name, given in [*signature(vars(kind)["__init__"]).parameters.items()][1:]
+            if given.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        }
+
     @classmethod
     def find_variant(cls, variant: str | Row, **changes: Any) -> Row:
         """Look up a row of the family's table by name, or take a record; change some fields.
 
         Raises:
-            ValueError: unknown name.
+            ValueError: unknown name, or an unknown field.
         """
         if isinstance(variant, str):
             if variant not in cls.VARIANTS:
@@ -173,6 +192,7 @@ class StagedBackbone(KeepsFused):
                     f"variant is {variant!r}{meant}; allowed are {sorted(cls.VARIANTS)}"
                 )
             variant = cast(Row, cls.VARIANTS[variant])  # a family's table has rows of one class
+        check_arguments(cls.__name__, changes, [field.name for field in fields(variant)])
         return replace(variant, **changes)
 
     def _plan_features(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 
@@ -20,3 +20,21 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
         cases.setdefault(candidate.lower(), candidate)
     close = get_close_matches(str(name).lower(), cases, n=2, cutoff=0.8)
     return f" (did you mean {' or '.join(repr(cases[c]) for c in close)}?)" if close else ""
+
+
+def check_arguments(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names of arguments that do not exist.
+
+    Raises:
+        ValueError: a name is not known; the message has those that are close, and all.
+
+    Examples:
+        >>> check_arguments("AOGNet", ["norms"], ["norm", "with_cp"])
+        Traceback (most recent call last):
+        ValueError: AOGNet has no argument 'norms' (did you mean 'norm'?); allowed are norm, with_cp
+    """
+    for name in given:
+        if name not in known:
+            meant = did_you_mean(name, known)
+            allowed = ", ".join(sorted(known))
+            raise ValueError(f"{what} has no argument {name!r}{meant}; allowed are {allowed}")

@@ -33,7 +33,7 @@ class BackboneWithFPN(nn.Module):
         norm_layer: norm of the pyramid's convolutions, a factory ``channels -> module``.
 
     Raises:
-        ValueError: ``body`` is a classifier.
+        ValueError: ``body`` is a classifier or another network.
 
     Examples:
         >>> import torch
@@ -53,6 +53,11 @@ class BackboneWithFPN(nn.Module):
         norm_layer: Callable[..., nn.Module] | None = None,
     ):
         super().__init__()
+        if not isinstance(body, StagedBackbone):
+            raise ValueError(
+                f"body is a {type(body).__name__}; allowed are AOGNet and DGNet; for others "
+                "torchvision has its own BackboneWithFPN"
+            )
         if body.num_classes is not None:
             raise ValueError(
                 f"num_classes of the backbone is {body.num_classes}; allowed is None, which "

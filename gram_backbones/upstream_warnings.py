@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 # What is not shown, by the beginning of its text.
 _WARNINGS = {
@@ -16,7 +20,11 @@ _WARNINGS = {
     # MMEngine's drawing, of boxes and masks that reach beyond the image by a rounding.
     "Warning: The bbox is out of bounds": UserWarning,
     "Warning: The polygon is out of bounds": UserWarning,
+    # torch, of more loader workers than cores; configs written for larger machines ask for them.
+    "This DataLoader will create": UserWarning,
 }
+# MMDetection prints this at its import, of an optional package for data that none of ours is.
+_PRINTED = ("Could not import OneDL",)
 _LOGGED = (
     # Of torch, where CUDA's compiler is installed but there is no GPU: nothing is compiled.
     "No CUDA runtime is found",
@@ -51,6 +59,41 @@ def silence_known_warnings() -> None:
         warnings.filterwarnings("ignore", text.replace(".", r"\."), category)
     for name in _LOGGERS:
         silence_logger(logging.getLogger(name))
+
+
+def silence_started_processes() -> None:
+    """Hide the listed warnings in processes that are started from now on.
+
+    They import frameworks before any of our code runs, so the environment must say it.
+
+    Examples:
+        >>> from unittest.mock import patch
+        >>> with patch.dict(os.environ, PYTHONWARNINGS=""):
+        ...     silence_started_processes()
+        ...     os.environ["PYTHONWARNINGS"].split(",")[1]
+        'ignore:`torch.jit.script` is deprecated:FutureWarning'
+    """
+    # The variable cannot hold texts with its own separators; these come later than the imports.
+    plain = {text: kind for text, kind in _WARNINGS.items() if not {":", ","} & {*text}}
+    listed = [f"ignore:{text}:{category.__name__}" for text, category in plain.items()]
+    os.environ["PYTHONWARNINGS"] = ",".join([os.environ.get("PYTHONWARNINGS", ""), *listed])
+
+
+@contextmanager
+def silence_printed_lines() -> Iterator[None]:
+    """Hide the listed lines that are printed inside; others follow at the end.
+
+    Examples:
+        >>> with silence_printed_lines():
+        ...     print("Could not import OneDL. Skipping OneDL datasets.")
+        ...     print("loaded")
+        loaded
+    """
+    with redirect_stdout(io.StringIO()) as printed:
+        yield
+    for line in printed.getvalue().splitlines():
+        if not line.startswith(_PRINTED):
+            print(line)
 
 
 def silence_logger(logger: logging.Logger) -> None:

@@ -1,21 +1,22 @@
 """The command line: help without torch, names that were meant, configs of both frameworks."""
 
+import argparse
+import os
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
+from PIL import Image
 
-from gram_backbones import cli
-from gram_backbones.cli import classifier, convert, d2, mmdet, setup
+from gram_backbones import cli, exporting
+from gram_backbones.cli import classifier, convert, d2, export, mmdet, predict, robustness, setup
 from gram_backbones.config_folders import find_config, list_configs
 from gram_backbones.suggestions import did_you_mean
 from tests.conftest import ROOT
 
-TOOLS = (
-    "convert_weights export eval_robustness make_demo_dataset model_table test_mmdet "
-    "train_classifier train_mmdet train_net"
-).split()
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "benchmarking")
 
 
 def test_every_help_comes_without_torch_within_a_second():
@@ -55,6 +56,9 @@ def test_every_help_comes_without_torch_within_a_second():
             ["predict", "retinanet_aognet40m_fpn_1x", "w.pth", "gone"],
             "there is no image, video or folder 'gone'",
         ),
+        (["export", "dgnet_r18", "x.onnx", "--norm", "LN"], "invalid choice: 'LN'"),
+        (["export", "dgnet_r18", "x.onnx", "--output-stride", "4"], "invalid choice: 4"),
+        (["export", "aognet_12m_released", "x.onnx", "--weights", "autors"], "mean 'authors'?"),
     ),
 )
 def test_wrong_command_lines_end_in_a_sentence(arguments, sentence, capsys):
@@ -108,13 +112,67 @@ def test_only_close_names_are_suggested():
 
 
 def test_choices_in_the_parsers_are_those_of_the_package():
+    from gram_backbones.layers import NORMS
     from gram_backbones.weights import convert as weights
+    from gram_backbones.weights import published
 
     assert (convert.LAYOUTS, convert.NAMINGS) == (weights.LAYOUTS, weights.NAMINGS)
     building = pytest.importorskip("gram_backbones.classification.building")
     data = pytest.importorskip("gram_backbones.classification.data")
+    assert {*export.NORMS} == {*NORMS} and setup.ACCEPT == published.ACCEPT
     assert classifier.AMP_DTYPES == tuple(building.AMP_DTYPES)
     assert classifier.DATASETS == data.DATASETS
+
+
+def test_wherever_weights_are_named_their_licence_can_be_accepted(monkeypatch):
+    rest = {
+        d2.make_parser: [],
+        mmdet.train_parser: ["c.py"],
+        mmdet.test_parser: ["c.py", "w.pth"],
+        predict.make_parser: ["c.py", "w.pth", "i.png"],
+        export.make_parser: ["aognet_4m", "x.onnx"],
+        convert.make_parser: ["w.pth", "x.pth", "--model", "aognet_4m"],
+        robustness.make_parser: ["aognet_4m", "images", "--checkpoint", "w.pth"],
+    }
+    calls = {make(): arguments for make, arguments in rest.items()}
+    parser = argparse.ArgumentParser()
+    classifier.add_inputs(parser)
+    calls[parser] = ["--model", "aognet_4m", "--data", "cifar"]
+    for number, (parser, arguments) in enumerate(calls.items()):
+        monkeypatch.delenv(setup.ACCEPT, raising=False)
+        parser.parse_args(arguments)
+        assert setup.ACCEPT not in os.environ
+        parser.parse_args(["--accept-license", f"licence {number}", *arguments])
+        assert os.environ[setup.ACCEPT] == f"licence {number}"
+
+
+def test_export_s_network_has_the_stride_and_norm_of_the_command_line(
+    monkeypatch, capsys, tmp_path
+):
+    networks = []
+    monkeypatch.setattr(exporting, "export_network", lambda net, *a, **k: networks.append(net) or 0)
+    arguments = ["--output-stride", "16", "--norm", "GN"]
+    cli.main(["export", "dgnet_r18", str(tmp_path / "x.onnx"), *arguments])
+    assert networks[0].feature_strides["res5"] == 16
+    assert isinstance(networks[0].bn1, torch.nn.GroupNorm)
+
+
+def test_the_benchmark_draws_every_comparison(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import benchmarking
+
+    points = [{"series": "side", "x": x, "ms": x, "operators": 9, "step MB": x} for x in (1, 2, 4)]
+    points.append({"series": "side", "x": "exponent", "ms": 1.0, "operators": 0.0, "step MB": 1.0})
+    words = [{**point, "series": "words"} for point in points]
+    ratio = {"ratio": 0.9, "from": 0.8, "to": 1.0, "bound": 1.1, "FLOPs removed": 0.1}
+    for rows, size in (
+        ([{"model": "aognet_4m", "mode": "plain", "ms": 3.0}], (960, 168)),
+        ([ratio, {**ratio, "FLOPs removed": 0.3}], (720, 480)),
+        ([*points, *words], (960, 480)),
+    ):
+        benchmarking.draw(rows, tmp_path / "p.png")
+        with Image.open(tmp_path / "p.png") as picture:
+            assert picture.size == size and len(picture.getcolors(10**6)) > 20
 
 
 def test_cost_counts_the_models_that_are_named(capsys):

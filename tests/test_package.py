@@ -1,6 +1,7 @@
 """What ``import gram_backbones`` gives, and the wheel and its command line without frameworks."""
 
 import ast
+import copy
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import gram_backbones
+from gram_backbones import AOGNet, DGNet, create_model
+from gram_backbones.dgnet import DGStage
 from tests.conftest import ROOT, check_ended_well
 
 FRAMEWORKS = ("detectron2", "mmdet", "mmengine", "mmcv", "timm", "cv2")
@@ -141,3 +144,32 @@ def test_mypy_sees_the_classes(tmp_path, use, wanted):
     file.write_text(f"import gram_backbones as g\n{use}\n")
     out, errors, _ = api.run(["--config-file", str(ROOT / "pyproject.toml"), str(file)])
     assert not errors and wanted in out
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    (
+        (lambda: create_model("aognet_4m", out_feature=()), "aognet_4m .* mean 'out_features'"),
+        (lambda: create_model("dgnet_r18", feature_only=True), "dgnet_r18 .* mean 'features_only'"),
+        (lambda: create_model("dgnet_r18", weight="x.pth"), "dgnet_r18 .* mean 'weights'"),
+        (lambda: AOGNet("aognet_4m", with_cps=True), "AOGNet has no argument .* mean 'with_cp'"),
+        (lambda: DGNet("dgnet_r18", edge="static"), "DGNet has no argument .* mean 'edges'"),
+        (lambda: DGStage("dgnet_r18", edge="static"), "no argument 'edge' .did you mean 'edges'"),
+        (lambda: create_model("aognet_12m_released", weights="autors"), "mean 'authors'"),
+    ),
+)
+def test_misspelt_arguments_are_told_what_they_may_mean(build, sentence):
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        build()
+
+
+def test_a_subclass_has_its_own_arguments_too():
+    class Mine(AOGNet):
+        def __init__(self, *args, mine=0, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.mine = mine
+
+    model = Mine("aognet_4m", mine=3, out_features=("res2",))
+    assert copy.deepcopy(model).mine == 3 and Mine.argument_names() > AOGNet.argument_names()
+    with pytest.raises(ValueError, match="Mine has no argument 'mines' .did you mean 'mine'"):
+        Mine("aognet_4m", mines=3)

@@ -2,13 +2,19 @@
 
 import logging
 import os
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 
 from gram_backbones import threads
-from gram_backbones.upstream_warnings import silence_known_warnings
+from gram_backbones.upstream_warnings import (
+    silence_known_warnings,
+    silence_printed_lines,
+    silence_started_processes,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +90,13 @@ def test_the_number_of_kernels_is_the_user_s_word(monkeypatch):
     monkeypatch.delenv(threads.KERNELS)
     threads.keep_kernels(20)
     assert os.environ[threads.KERNELS] == "20"
+def test_started_processes_and_imports_are_quiet_about_what_is_listed(monkeypatch, capsys):
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    silence_started_processes()
+    code = "import warnings; warn = warnings.warn; warn('`torch.jit.script` is deprecated. Use', "
+    code += "FutureWarning); warn('This DataLoader will create 9 workers'); warn('another')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another" in done.stderr and done.stderr.count("Warning") == 1
+    with silence_printed_lines():
+        print("Could not import OneDL. Skipping OneDL datasets.\nloaded")
+    assert capsys.readouterr().out == "loaded\n"

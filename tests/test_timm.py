@@ -446,3 +446,10 @@ def test_models_are_copied_and_saved_whole(name, tmp_path):
         for other in (copy.deepcopy(model), loaded):
             for a, b in zip(other(x), model(x), strict=True):
                 assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18"))
+def test_what_only_resnets_take_is_refused_with_a_sentence(name):
+    for argument in ("aa_layer", "stem_width", "block_args"):
+        with pytest.raises(ValueError, match=f"has no argument '{argument}'.*; allowed are act_"):
+            timm.create_model(name, **{argument: 32})

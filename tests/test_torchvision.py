@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torchvision.models import resnet18
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -25,6 +26,12 @@ def test_the_pyramid_has_torchvision_s_names_and_reads_every_feature(name):
     assert [x.shape[1:] for x in maps.values()] == [(32, s, s) for s in (16, 8, 4, 2, 1)]
     sum(x.square().sum() for x in maps.values()).backward()
     assert not [n for n, p in body.named_parameters() if p.grad is None]
+
+
+def test_a_foreign_backbone_is_refused_with_a_sentence():
+    """Bug: it was an AttributeError of num_classes."""
+    with pytest.raises(ValueError, match="body is a ResNet; allowed are AOGNet and DGNet"):
+        BackboneWithFPN(resnet18())
 
 
 def test_a_classifier_is_refused():

@@ -13,264 +13,28 @@ for a ResNet folded norms and channels last; compiled is torch.compile of deploy
 """
 
 import argparse
-import copy
 import json
-import statistics
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-import torch
-import torchvision
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.profiler import profile
-from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.ops import FrozenBatchNorm2d
 
 from gram_backbones import AOGNet, create_model, list_models
 from gram_backbones.flops import count_conv_flops
 from gram_backbones.fused import deploy, unfused
 from gram_backbones.registry import find_variant
 from gram_backbones.threads import keep_kernels
+from gram_backbones.cli import setup
 
 MODES = ("plain", "frozen", "channels_last", "deployed", "compiled")
 RESNETS = ("resnet50", "resnet101")
-# (stage, node) pairs of DG-ResNet-50 that get no input; stage 2 is res4.
-REMOVALS = {
-    0: [],
-    2: [(2, 5), (2, 6)],
-    4: [(0, 3), (1, 4), (2, 6), (3, 3)],
-    8: [(0, 2), (0, 3), (1, 3), (1, 4), (2, 5), (2, 6), (3, 2), (3, 3)],
-}
-
-
-def build(name: str, norm: str = "BN", **options) -> nn.Module:
-    """A network of feature maps, ours or torchvision's."""
-    torch.manual_seed(0)
-    if name not in RESNETS:
-        return create_model(name, features_only=True, norm=norm, **options)
-    layer = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}[norm]
-    resnet = torchvision.models.get_model(name, norm_layer=layer)
-    return IntermediateLayerGetter(resnet, {f"layer{i}": f"res{i + 1}" for i in (1, 2, 3, 4)})
-
-
-def folded(resnet: nn.Module) -> nn.Module:
-    """A copy of torchvision's ResNet with its norms folded into its convolutions."""
-    resnet = copy.deepcopy(resnet).eval()
-    for parent in list(resnet.modules()):
-        children = list(parent.named_children())
-        convs = {n: m for n, m in children if isinstance(m, nn.Conv2d)}
-        norms = {n: m for n, m in children if isinstance(m, nn.BatchNorm2d)}
-        for (conv, before), (norm, after) in zip(convs.items(), norms.items()):
-            setattr(parent, conv, fuse_conv_bn_eval(before, after))
-            setattr(parent, norm, nn.Identity())
-    return resnet
-
-
-def contestant(name: str, mode: str, image: Tensor) -> tuple[Callable[[], object], nn.Module]:
-    """What to time, and the network."""
-    model = build(name, "FrozenBN" if mode == "frozen" else "BN")
-    model.to(image.device, image.dtype).eval()
-    if mode in ("deployed", "compiled"):
-        model = folded(model) if name in RESNETS else deploy(model)
-    if mode in ("channels_last", "deployed", "compiled"):
-        model, image = (t.to(memory_format=torch.channels_last) for t in (model, image))
-    if mode == "compiled":
-        torch._inductor.config.freezing = True  # weights are constants, and packed
-        model = torch.compile(model)
-    plain = unfused if mode in ("plain", "channels_last") else nullcontext
-
-    def run() -> None:
-        with plain():
-            model(image)
-        if image.is_cuda:
-            torch.cuda.synchronize()
-
-    return run, model
-
-
-def training_step(name: str, mode: str, image: Tensor) -> tuple[Callable[[], object], nn.Module]:
-    """Forward and backward pass; ``frozen_with_cp`` recomputes activations."""
-    options = {"with_cp": True} if mode == "frozen_with_cp" else {}
-    model = build(name, "BN" if mode == "plain" else "FrozenBN", **options).to(image.device)
-    if mode == "plain":  # statistics are fixed, as in the published detectors
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval().requires_grad_(False)
-    plain = unfused if mode == "plain" else nullcontext
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        with plain():
-            sum(feature.mean() for feature in model(image).values()).backward()
-        if image.is_cuda:
-            torch.cuda.synchronize()
-
-    return run, model
-
-
-def alternate(runs: dict[object, Callable[[], object]], rounds: int) -> dict[object, list[float]]:
-    """Seconds of every contestant, ``rounds`` times in turn, after three of warm-up."""
-    seconds: dict[object, list[float]] = {key: [] for key in runs}
-    for _ in range(rounds + 3):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[key].append(time.perf_counter() - start)
-    return seconds
-
-
-def count_operators(run: Callable[[], object]) -> int:
-    """Operators that the network itself calls, as the profiler sees them."""
-    with profile() as events:
-        run()
-    ours = ("aten::", "mkldnn::", "cudnn")
-    return sum(e.cpu_parent is None and e.name.startswith(ours) for e in events.events())
-
-
-def peak_memory(run: Callable[[], object], model: nn.Module, image: Tensor) -> float:
-    """Bytes at the peak of a step, parameters included."""
-    if image.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated()
-    model.zero_grad(set_to_none=True)
-    with profile(profile_memory=True) as events:
-        run()
-    moves = [e for e in events.profiler.kineto_results.events() if e.name() == "[memory]"]
-    moves.sort(key=lambda event: event.start_ns())
-    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), image))
-    return held + max(accumulate(event.nbytes() for event in moves))
-
-
-def compare(args: argparse.Namespace, image: Tensor) -> list[dict]:
-    """A row for every model and mode."""
-    modes = ("plain", "frozen", "frozen_with_cp") if args.train else args.modes
-    start = training_step if args.train else contestant
-    pairs = {(name, mode): start(name, mode, image) for name in args.models for mode in modes
-             if not (name in RESNETS and mode == "frozen_with_cp")}  # fmt: skip
-    with nullcontext() if args.train else torch.no_grad():
-        seconds = alternate({key: run for key, (run, _) in pairs.items()}, args.rounds)
-    rows = []
-    for (name, mode), values in seconds.items():
-        run, model = pairs[name, mode]
-        first, values = values[0], values[3:]
-        ratios = [a / b for a, b in zip(values, seconds[name, modes[0]][3:])]
-        values = sorted(values)
-        row = dict(model=name, mode=mode, ms=statistics.median(values) * 1e3)
-        quarter = len(values) // 4
-        row["ms from"], row["ms to"] = values[quarter] * 1e3, values[-1 - quarter] * 1e3
-        flops = count_conv_flops(build(name), tuple(args.size)) * args.batch / 1e9
-        row["ms/GFLOP"] = row["ms"] / flops
-        row[f"of {modes[0]}"] = statistics.median(ratios)  # round by round: the machine drifts
-        if args.train:
-            row["peak MB"] = peak_memory(run, model, image) / 1e6
-        elif mode == "compiled":
-            row["first call, s"] = first
-        else:
-            with torch.no_grad():
-                row["operators"] = count_operators(run)
-        rows.append(row)
-    return rows
-
-
-def compare_skipping(args: argparse.Namespace, image: Tensor) -> list[dict]:
-    """DG-ResNet-50 with blocks that get no input, against torchvision's ResNet-50."""
-    rows = []
-    base = torchvision.models.resnet50().eval()
-    whole = count_conv_flops(base, tuple(args.size))
-    for count, removed in REMOVALS.items():
-        model = create_model("dgnet_r50", weights=None).eval()
-        model.load_state_dict(base.state_dict(), strict=False)
-        with torch.no_grad():
-            for stage, node in removed:
-                model.graphs[str(stage)].thresholds[node - 1] = 2.0
-        share = 1 - count_conv_flops(model, tuple(args.size)) / whole
-        modes = {"plain": (base, model, unfused)}
-        if args.deployed:
-            last = folded(base).to(memory_format=torch.channels_last)
-            modes = {"deployed": (last, deploy(model), nullcontext)}
-        for mode, (first, second, context) in modes.items():
-            x = image.to(memory_format=torch.channels_last) if mode == "deployed" else image
-            with torch.inference_mode(), context():
-                runs = {1: partial(first, x), 2: partial(second, x)}
-                seconds = {k: v[3:] for k, v in alternate(runs, args.rounds).items()}
-            ratios = sorted(b / a for a, b in zip(seconds[1], seconds[2]))
-            quarter = len(ratios) // 4
-            rows.append({
-                "mode": mode, "blocks removed": count, "FLOPs removed": share,
-                "ResNet-50, ms": statistics.median(seconds[1]) * 1e3,
-                "DG-Net, ms": statistics.median(seconds[2]) * 1e3,
-                "ratio": statistics.median(ratios), "from": ratios[quarter],
-                "to": ratios[-1 - quarter], "bound": 1.15 - 0.8 * share,
-            })  # fmt: skip
-    return rows
-
-
-def compare_growth(args: argparse.Namespace) -> list[dict]:
-    """Time, memory and operators of one AOGNet against image size, words and blocks.
-
-    The last row of every series has the exponent p that fits figure = c · x^p.
-    """
-    row = find_variant("aognet_12m_released")
-    series = {
-        "side": [(row, side) for side in (320, 512, 800, 1088, 1333)],
-        "words": [(replace(row, words=(n,) * 4, channels=(60, 120, 240, 480, 840)), 512)
-                  for n in (2, 3, 4, 5, 6)],
-        "blocks": [(replace(row, blocks=(n,) * 4), 512) for n in (1, 2, 3, 4)],
-    }  # fmt: skip
-    rows = []
-    for name, cases in series.items():
-        part = []
-        for variant, side in cases:
-            image = torch.randn(1, 3, side, side)
-            model = AOGNet(variant, norm="FrozenBN").eval()
-            with torch.no_grad():
-                seconds = alternate({0: lambda: model(image)}, args.rounds)[0][3:]  # noqa: B023
-                operators = count_operators(lambda: model(image))  # noqa: B023
-            step = peak_memory(lambda: sum(f.mean() for f in model(image).values()).backward(),  # noqa: B023
-                               model, image)  # fmt: skip
-            x = {"side": side, "words": variant.words[0], "blocks": variant.blocks[0]}[name]
-            part.append({"series": name, "x": x, "ms": statistics.median(seconds) * 1e3,
-                         "operators": operators, "step MB": step / 1e6})  # fmt: skip
-        fitted = {}
-        for key in ("ms", "operators", "step MB"):
-            x, y = np.log([(point["x"], point[key]) for point in part]).T
-            fitted[key] = np.polyfit(x, y, 1)[0]
-        rows += [*part, {"series": name, "x": "exponent", **fitted}]
-    return rows
-
-
-def draw(rows: list[dict], file: Path) -> None:
-    """A bar for every model and mode."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1), layout="constrained")
-    names = [f"{row.get('model', 'dgnet_r50')} {row['mode']}" for row in rows]
-    axes.barh(names, [row["ms"] for row in rows])
-    axes.bar_label(axes.containers[0], fmt="%.0f", padding=3)
-    axes.invert_yaxis()
-    axes.set_xlabel("median, ms")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
 
 
 def parse_args() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    known = [*list_models(), *RESNETS]
-    default = ["aognet_12m_released", "aognet_40m_released", "resnet50", "resnet101"]
-    parser.add_argument("--models", nargs="+", choices=known, default=default, metavar="MODEL")
+    default = ["aognet_12m_released", "aognet_40m_released", *RESNETS]
+    parser.add_argument("--models", nargs="+", default=default, metavar="MODEL",
+                        help="ours, resnet50 and resnet101")  # fmt: skip
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES[:4]))
     parser.add_argument("--train", action="store_true", help="training steps with fixed norms")
     parser.add_argument("--skipping", action="store_true", help="DG-ResNet-50 against ResNet-50")
@@ -280,15 +44,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=(512, 672), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda if there is a GPU, otherwise cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON too")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the rows as bars too")
-    return parser.parse_args()
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the rows too")
+    args = parser.parse_args()
+    for name in args.models:
+        if name not in RESNETS:
+            setup.check_model(parser, name)
+    return args
 
 
 if __name__ == "__main__":
     args = parse_args()
     keep_kernels(1 << 15)  # of all contestants: alone, each finds its own again
+    # Here and not above: --help answers at once.
+    import torch
+    from benchmarking import compare, compare_growth, compare_skipping, draw
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     image = torch.randn(args.batch, 3, *args.size).to(args.device, dtype)
@@ -302,5 +75,5 @@ if __name__ == "__main__":
     print(tabulate(rows, "keys", tablefmt="github", floatfmt=".3g"))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
-    if args.picture and not (args.skipping or args.growth):
+    if args.picture:
         draw(rows, args.picture)

@@ -14,7 +14,7 @@ echo "Predicting on ten held-out images, as you can on your own"
 "$python" -m gram_backbones predict "$out/config.yaml" "$out/model_final.pth" \
     "$DETECTRON2_DATASETS"/gram_demo/val/00000?.png --output "$out/predictions"
 "$python" -m gram_backbones report "$out"
-"$python" tools/show_metrics.py "$out/metrics.json"
+"$python" tools/show_metrics.py --classes "$out"
 cat <<END
 
 Took $(($(date +%s) - start)) s. Open

@@ -8,23 +8,30 @@ No trained weights are used: the base network is torchvision's ResNet-50 with ra
 BN statistics are first computed on the photographs.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from tabulate import tabulate
-from torchvision.io import ImageReadMode, read_image
-from torchvision.models import resnet50
-from torchvision.transforms.functional import center_crop, normalize, resize
 
-from gram_backbones import create_model, load_weights, record_connectivity
-from gram_backbones.preprocessing import IMAGENET_RGB
+import gram_backbones as gram
+
+if TYPE_CHECKING:  # torch is imported when it is used: --help answers at once
+    import torch
 
 STARTS = [(chain, -side) for chain in (3, 5, 7, 9) for side in (3, 5, 7, 9)]
 
 
 def load(folder: Path, count: int, side: int) -> torch.Tensor:
     """The first photographs of a folder as network inputs ``(count, 3, side, side)``."""
+    import torch
+    from torchvision.io import ImageReadMode, read_image
+    from torchvision.transforms.functional import center_crop, normalize, resize
+
+    from gram_backbones.preprocessing import IMAGENET_RGB
+
     images = []
     for path in sorted(folder.glob("*.jpg"))[:count]:
         image = read_image(str(path), ImageReadMode.RGB)
@@ -35,6 +42,9 @@ def load(folder: Path, count: int, side: int) -> torch.Tensor:
 
 def settled_base(images: torch.Tensor) -> torch.nn.Module:
     """ResNet-50 with random weights and the photographs' BN statistics."""
+    import torch
+    from torchvision.models import resnet50
+
     torch.manual_seed(0)
     base = resnet50()
     for module in base.modules():
@@ -47,6 +57,8 @@ def settled_base(images: torch.Tensor) -> torch.nn.Module:
 
 def smallest_gradient(matrix: torch.Tensor) -> float:
     """The smallest |dψ/dz| of a stage's edges at τ = 0, from its weights α (spec, derivatives)."""
+    import torch
+
     alpha = matrix[:, torch.ones_like(matrix[0]).tril(-1).bool()].double()
     gate = torch.sigmoid(alpha)
     slope = (gate + alpha * gate * (1 - gate)) * alpha * (1 - alpha)
@@ -54,20 +66,22 @@ def smallest_gradient(matrix: torch.Tensor) -> float:
 
 
 def measure_start(images: torch.Tensor) -> None:
+    import torch
+
     base = settled_base(images)
-    reference = create_model("dgnet_r50", features_only=True, edges="chain").eval()
-    load_weights(reference, base.state_dict())
-    model = create_model("dgnet_r50", features_only=True).eval()
-    classifier = create_model("dgnet_r50").eval()
+    reference = gram.create_model("dgnet_r50", features_only=True, edges="chain").eval()
+    gram.load_weights(reference, base.state_dict())
+    model = gram.create_model("dgnet_r50", features_only=True).eval()
+    classifier = gram.create_model("dgnet_r50").eval()
     for network in (model, classifier):
-        load_weights(network, base.state_dict())
+        gram.load_weights(network, base.state_dict())
     rows = []
     with torch.no_grad():
         wanted = {**reference(images), "logits": base(images)}
         for start in STARTS:
             model.start_as_base(0.0, *start)
             classifier.start_as_base(0.0, *start)
-            with record_connectivity(model) as records:
+            with gram.record_connectivity(model) as records:
                 got = {**model(images), "logits": classifier(images)}
             errors = [((got[k] - wanted[k]).norm() / wanted[k].norm()).item() for k in wanted]
             slopes = [smallest_gradient(m[0]) for m in records.values()]
@@ -77,16 +91,18 @@ def measure_start(images: torch.Tensor) -> None:
 
 
 def measure_padding(images: torch.Tensor) -> None:
+    import torch
+
     # At the initial biases, whose edges the padding moves.
-    model = create_model("dgnet_r50", features_only=True, start_as_base=False).eval()
-    load_weights(model, settled_base(images).state_dict())
+    model = gram.create_model("dgnet_r50", features_only=True, start_as_base=False).eval()
+    gram.load_weights(model, settled_base(images).state_dict())
     side = images.shape[-1]
     rows = []
     for extra in (32, side // 2, side):
         padded = torch.nn.functional.pad(images, (0, extra, 0, extra))
         row = [f"{side} to {side + extra}"]
         for sizes in (None, [(side, side)] * len(images)):
-            with torch.no_grad(), record_connectivity(model) as records:
+            with torch.no_grad(), gram.record_connectivity(model) as records:
                 model(images)
                 model(padded, valid_sizes=sizes)
             moves = [(a - b).abs() for a, b in records.values()]

@@ -8,25 +8,21 @@ its mean weight over all images. Then prints the share of the convolutions' mult
 inference skipped per image.
 """
 
+from __future__ import annotations
+
 import argparse
 import random
 import statistics
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from tabulate import tabulate
-from torch import Tensor
 
-from gram_backbones import record_connectivity
-from gram_backbones.classification.building import build_classifier
-from gram_backbones.classification.checkpoint import read_checkpoint
-from gram_backbones.classification.data import build_transform, open_folder
-from gram_backbones.classification.recipes import find_recipe
-from gram_backbones.dgnet.connectivity import dynamic_stages, summarise
-from gram_backbones.dgnet.graph import DynamicGraph, training_gate
-from gram_backbones.flops import count_conv_flops
-from gram_backbones.weights.loading import load_classifier_weights
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gram_backbones.dgnet.graph import DynamicGraph
 
 
 def print_stage(name: str, graph: DynamicGraph, matrices: Tensor) -> None:
@@ -47,6 +43,19 @@ def print_stage(name: str, graph: DynamicGraph, matrices: Tensor) -> None:
 
 
 def measure(checkpoint: Path, images: Path, count: int) -> None:
+    # Here and not above: --help answers at once.
+    import torch
+
+    from gram_backbones import record_connectivity
+    from gram_backbones.classification.building import build_classifier
+    from gram_backbones.classification.checkpoint import read_checkpoint
+    from gram_backbones.classification.data import build_transform, open_folder
+    from gram_backbones.classification.recipes import find_recipe
+    from gram_backbones.dgnet.connectivity import dynamic_stages, summarise
+    from gram_backbones.dgnet.graph import training_gate
+    from gram_backbones.flops import count_conv_flops
+    from gram_backbones.weights.loading import load_classifier_weights
+
     content = read_checkpoint(checkpoint)
     if "training" not in content:
         raise ValueError(f"{checkpoint} holds only weights; give a checkpoint of a training run")

@@ -11,17 +11,20 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-import torch
 from tabulate import tabulate
 
-from gram_backbones import create_model
-from gram_backbones.classification.checkpoint import read_checkpoint
-from gram_backbones.flops import count_parameters
 from gram_backbones.report.curves import Curves, by_row, draw_curves, read_curves
 
 
 def parameters(folder: Path) -> int | None:
     """Number of parameters of a run's model, or None if the run has no checkpoint."""
+    # Here and not above: --help answers at once.
+    import torch
+
+    from gram_backbones import create_model
+    from gram_backbones.classification.checkpoint import read_checkpoint
+    from gram_backbones.flops import count_parameters
+
     if not (folder / "last.pth").is_file():
         return None
     config = read_checkpoint(folder / "last.pth")["training"]["config"]

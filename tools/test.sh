@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Set up if need be, then lint and run the tests. --all adds the slow ones and builds the docs;
 # --upstream runs those of MMDetection with OpenMMLab's own releases, in an environment of its own;
-# the rest goes to pytest.
+# --reliability runs the long checks of tests/reliability and nothing else; the rest goes to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 select=(-m "not slow")
 args=()
+reliability=
 for arg in "$@"; do
     case $arg in
         --all) select=() ;;
@@ -13,11 +14,19 @@ for arg in "$@"; do
             export VENV=${VENV:-.venv-upstream} MMDET=upstream
             args+=(tests/mmdet tests/weights/test_detector.py)
             ;;
+        --reliability) reliability=1 ;;
         *) args+=("$arg") ;;
     esac
 done
 bash tools/setup.sh
 bin=${VENV:-.venv}/bin
+if [ "$reliability" ]; then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    for check in tests/reliability/check_*.py; do
+        "$bin/python" -m "tests.reliability.$(basename "$check" .py)" "${args[@]}"
+    done
+    exit
+fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/python" -m mypy  # half a minute, then seconds with .mypy_cache

@@ -5,17 +5,20 @@ A checkpoint is a dict of tensors and plain values, read by ``torch.load(weights
 - ``state_dict``: the weights to use, under this project's names: the network's, or those of its
   moving average if they had the higher top-1;
 - ``meta``: strings that describe the weights (:func:`describe`);
-- ``training``: what :class:`gram_backbones.classification.engine.Trainer` needs to resume.
+- ``training``: what :class:`gram_backbones.classification.engine.Trainer` needs to resume, also
+  in the middle of an epoch.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,3 +96,24 @@ def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str |
     if not matched:
         raise ValueError(matched.complaint(f"{source} does not fit: it"))
     model.load_state_dict(state)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of python's, numpy's and torch's generators, as values of a checkpoint."""
+    name, keys, *rest = cast(Any, np.random.get_state())
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators into the states of :func:`random_state`."""
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

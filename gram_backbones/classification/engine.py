@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,15 @@ from ..data import PictureError
 from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
 from ..dgnet.gate_report import report_gates
 from ..dgnet.graph import record_connectivity, training_gate
+from ..divergence import (
+    DivergenceError,
+    LossWatch,
+    diverged,
+    first_not_finite,
+    not_finite,
+    require_finite,
+)
+from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..weights.loading import load_classifier_weights, load_weights
 from .building import (
@@ -30,7 +39,15 @@ from .building import (
     build_optimizer,
     build_scheduler,
 )
-from .checkpoint import describe, fill_classifier, read_checkpoint, write_checkpoint, write_metrics
+from .checkpoint import (
+    describe,
+    fill_classifier,
+    random_state,
+    read_checkpoint,
+    restore_random_state,
+    write_checkpoint,
+    write_metrics,
+)
 from .data import count_images, evaluation_loader, training_loader
 from .processes import Processes, seed_everything
 
@@ -42,7 +59,12 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: DataLoader, processes: Processes, amp: str = "none"
+    model: nn.Module,
+    loader: DataLoader,
+    processes: Processes,
+    amp: str = "none",
+    *,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Cross-entropy, and top-1 and top-5 accuracy in percent, over the images of all processes.
 
@@ -57,6 +79,7 @@ def evaluate(
         report_gates(model, lambda level, line: print(line, flush=True))
     totals = torch.zeros(len(keys) + 1, dtype=torch.float64, device=device)
     for images, labels in loader:
+        before_batch()
         images, labels = images.to(device), labels.to(device)
         with autocast(device, amp), record_connectivity(model) as records:
             logits = model(images)
@@ -122,7 +145,8 @@ class Trainer:
     """One training run, or the rest of one.
 
     At the start of each epoch, all randomness is seeded from the seed, the epoch and the rank. So a
-    run that is resumed after any epoch equals one that was not stopped, on a CPU bit for bit.
+    run that is resumed after any epoch equals one that was not stopped, on a CPU bit for bit. So
+    does one that SIGTERM stops: it saves its state in the middle of the epoch and exits with 143.
 
     Args:
         config: settings of the run.
@@ -130,7 +154,8 @@ class Trainer:
         output: folder for ``last.pth``, ``best.pth`` and ``metrics.jsonl``.
         processes: rank of this process, their number and the device.
         workers: loader processes per training process.
-        resume: checkpoint to resume from.
+        resume: checkpoint to resume from. The run may be longer than the checkpoint's: then the
+            learning rate goes on along the longer run's schedule.
 
     Raises:
         FileExistsError: ``output`` contains a run, and ``resume`` is None.
@@ -160,6 +185,11 @@ class Trainer:
         self._build_training()
         self.epoch, self.updates = 0, 0
         self.history: list[dict[str, Any]] = []
+        self.batches = 0  # of the epoch that has begun
+        self.total = torch.zeros((), dtype=torch.float64)  # of their losses
+        self.start_lr = 0.0  # learning rate where it began
+        self.random: dict[str, Any] | None = None  # where they were trained before a stop
+        self._watch, self._termination = LossWatch(), Termination()
         if resume is not None:
             self._resume(resume)
         self.parallel: nn.Module = self.model
@@ -212,18 +242,31 @@ class Trainer:
             training images per second over all processes, and seconds including evaluation.
 
         Raises:
-            FloatingPointError: the training loss is not finite. Earlier checkpoints are kept.
+            DivergenceError: the training loss is not finite or explodes, see
+                `gram_backbones.divergence`. Earlier checkpoints are kept.
             PictureError: a picture cannot be read. An epoch whose evaluation it stops is saved.
+            Terminated: SIGTERM came, and the state was saved.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        if self.history and "top1" not in self.history[-1]:  # a picture stopped the evaluation
+        with self._termination:
+            try:
+                self._run_epochs()
+            except Terminated:
+                self._save_unfinished()
+                raise
+        return self.history
+
+    def _run_epochs(self) -> None:
+        if self.history and "top1" not in self.history[-1]:  # its evaluation was stopped
             self._evaluate_epoch()
-        if self.config.weights and not self.epoch:
+        if self.config.weights and not self.updates:
             start = self._evaluate()
             if self.processes.rank == 0:
                 print(f"before training: top-1 {start['top1']:.2f}", flush=True)
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
-            line = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+            if self.random is None:
+                self.start_lr = self.optimizer.param_groups[0]["lr"]
+            line: dict[str, Any] = {"epoch": epoch, "lr": self.start_lr}
             start = time.perf_counter()
             line["loss"] = self._train_epoch(epoch)
             seconds = time.perf_counter() - start
@@ -231,8 +274,8 @@ class Trainer:
             line |= {"images_per_second": round(images / seconds, 1), "seconds": round(seconds, 1)}
             self.history.append(line)
             self.epoch = epoch
+            self.batches = 0
             self._evaluate_epoch()
-        return self.history
 
     def _evaluate_epoch(self) -> None:
         """Evaluate and save the last epoch; save it too if a picture stops the evaluation."""
@@ -257,23 +300,31 @@ class Trainer:
         seed_everything(self.config.seed, epoch, self.processes.rank)
         cast(DistributedSampler, self.train_loader.sampler).set_epoch(epoch)
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.processes.device)
-        batches = tqdm(
-            self.train_loader,
-            f"epoch {epoch}/{self.recipe.epochs}",
-            disable=None if self.processes.rank == 0 else True,  # None: off without a terminal
-            leave=False,
-        )
-        for images, labels in batches:
-            total += self._update(images, labels)
-        loss = self.processes.sum(total).item() / len(self.train_loader) / self.processes.count
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss} in epoch {epoch}; a lower learning rate may help"
+        batches = iter(
+            tqdm(
+                self.train_loader,
+                f"epoch {epoch}/{self.recipe.epochs}",
+                disable=None if self.processes.rank == 0 else True,  # None: off without a terminal
+                leave=False,
             )
-        return loss
+        )
+        if self.random is None:
+            self.batches, self.total = 0, torch.zeros_like(self.total)
+        elif self.batches < len(self.train_loader):
+            for _ in range(self.batches):  # loaded again, as workers count on
+                next(batches)
+        if self.random is not None:
+            restore_random_state(self.random)
+            self.random = None
+        while self.batches < len(self.train_loader):
+            self._termination.check(together=True)
+            self.total += self._update(*next(batches))
+            self.batches += 1
+        total = self.processes.sum(self.total).item()
+        return total / len(self.train_loader) / self.processes.count
 
-    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _update(self, images: Tensor, labels: Tensor) -> float:
+        """Train on a batch; its loss."""
         device = self.processes.device
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
@@ -283,6 +334,9 @@ class Trainer:
             logits = self.parallel(images)
         smoothing = self.recipe.label_smoothing
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        value = loss.item()
+        if reason := not_finite({"loss": loss}) or self._watch.explosion(value):
+            raise self._diverged(reason, images)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -291,7 +345,23 @@ class Trainer:
         self.scheduler.step_update(self.updates)
         if self.ema is not None:
             self.ema.update(self.model, step=self.updates)
-        return loss.detach()
+        return value
+
+    def _diverged(self, reason: str, images: Tensor) -> DivergenceError:
+        module = None
+        if self.processes.count == 1:  # a pass of one process alone may wait for the others
+            module, _ = first_not_finite(self.model, lambda: self.model(images))
+        loader = cast(Any, self.train_loader)
+        indices = [*loader.sampler][self.batches * len(images) :][: len(images)]
+        samples = getattr(loader.dataset, "samples", None)  # of a folder: paths and labels
+        names = [samples[i][0] if samples else f"number {i}" for i in indices]
+        return diverged(
+            self.updates + 1, reason, images=names, module=module, checkpoint=self._last()
+        )
+
+    def _last(self) -> Path | None:
+        file = self.output / "last.pth"
+        return file if file.is_file() else None
 
     def _evaluate(self) -> dict[str, float]:
         metrics = {}
@@ -301,7 +371,10 @@ class Trainer:
         for prefix, network in networks.items():
             if self.processes.count > 1:  # their BN statistics are of different images
                 distribute_bn(network, self.processes.count, reduce=True)
-            found = evaluate(network, self.val_loader, self.processes, self.config.amp)
+            check = self._termination.check
+            found = evaluate(
+                network, self.val_loader, self.processes, self.config.amp, before_batch=check
+            )
             metrics.update({prefix + key: value for key, value in found.items()})
         return metrics
 
@@ -309,24 +382,36 @@ class Trainer:
         line = self.history[-1]
         averaged = line.get("ema_top1", -1.0) > line.get("top1", -1.0)
         prefix = "ema_" if averaged else ""
-        ema = None if self.ema is None else self.ema.module.state_dict()
-        config = self.config
         values = {
-            "model": config.model,
-            "dataset": config.dataset,
-            "num_classes": config.num_classes,
-            "image_size": self.recipe.image_size,
             "weights": "moving average" if averaged else "network",
             "epoch": self.epoch,
         }
         for key in ("top1", "top5"):
-            if prefix + key in line:  # not where a picture stopped the evaluation
+            if prefix + key in line:  # not where the evaluation was stopped
                 values[key] = f"{line[prefix + key]:.2f}"
+        content = self._content(values)
+        if averaged:
+            content["state_dict"] = content["training"]["ema"]
+        tops = [max(e.get("top1", -1.0), e.get("ema_top1", -1.0)) for e in self.history]
+        best = tops[-1] > max(tops[:-1], default=-1.0)
+        write_checkpoint(self.output / "last.pth", content, best=best)
+
+    def _content(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint with the network's weights; ``values`` describe them further."""
+        require_finite(self.model, self._last())
+        config = self.config
+        said = {
+            "model": config.model,
+            "dataset": config.dataset,
+            "num_classes": config.num_classes,
+            "image_size": self.recipe.image_size,
+            **values,
+        }
         if config.model_kwargs:
-            values["model_kwargs"] = dict(config.model_kwargs)
+            said["model_kwargs"] = dict(config.model_kwargs)
         training = {
             "model": self.model.state_dict(),
-            "ema": ema,
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "updates": self.updates,
@@ -334,14 +419,31 @@ class Trainer:
             "config": config.record(),
             "threads": torch.get_num_threads(),
         }
-        content = {
-            "state_dict": ema if averaged else training["model"],
-            "meta": describe(self.preprocessing, values),
+        return {
+            "state_dict": training["model"],
+            "meta": describe(self.preprocessing, said),
             "training": training,
         }
-        tops = [max(e.get("top1", -1.0), e.get("ema_top1", -1.0)) for e in self.history]
-        best = tops[-1] > max(tops[:-1], default=-1.0)
-        write_checkpoint(self.output / "last.pth", content, best=best)
+
+    def _save_unfinished(self) -> None:
+        """Save the state within an epoch or its evaluation, if it has begun."""
+        if self.history and "top1" not in self.history[-1]:
+            if self.processes.rank == 0:
+                self._save()
+            return
+        if not self.batches:
+            return
+        own = {"random": random_state(), "total": self.total}
+        states = self.processes.gather(own)
+        if self.processes.rank == 0:
+            content = self._content({"weights": "network", "epoch": self.epoch})
+            content["training"]["unfinished"] = {
+                "batches": self.batches,
+                "lr": self.start_lr,
+                "states": states,
+            }
+            write_checkpoint(self.output / "last.pth", content, best=False)
+            print(f"SIGTERM: saved update {self.updates} to {self.output / 'last.pth'}", flush=True)
 
     def _summary(self, line: dict[str, Any]) -> str:
         ema = f" (average {line['ema_top1']:.2f})" if self.ema is not None else ""
@@ -364,6 +466,9 @@ class Trainer:
         added: dict[str, Any] = {"model_kwargs": {}, "weights": None}
         here, there = self.config.record(), {**added, **content["config"]}
         differing = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+        longer = here["epochs"] > there["epochs"]
+        if longer:
+            differing.remove("epochs")
         if differing:
             changes = (f"{k} is {here.get(k)!r} here, {there.get(k)!r} there" for k in differing)
             raise ValueError(f"{path} is of another run: {'; '.join(changes)}")
@@ -374,6 +479,17 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.history = content["history"]
-        self.epoch = self.history[-1]["epoch"]
+        self.epoch = self.history[-1]["epoch"] if self.history else 0
         self.updates = content["updates"]
         self.scheduler.step_update(self.updates)
+        if unfinished := content.get("unfinished"):
+            state = unfinished["states"][self.processes.rank]
+            self.batches, self.start_lr = unfinished["batches"], unfinished["lr"]
+            self.total, self.random = state["total"], state["random"]
+        if longer and self.processes.rank == 0:
+            print(
+                f"resuming a run of {there['epochs']} epochs as one of {here['epochs']}: the "
+                f"learning rate follows the longer schedule from epoch {self.epoch + 1} on, where "
+                f"it is {self.optimizer.param_groups[0]['lr']:.3g}",
+                flush=True,
+            )

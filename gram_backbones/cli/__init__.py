@@ -25,6 +25,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train", "train a detector: Detectron2 by a .yaml config, MMDetection by .py"),
     "test": Command("test", "evaluate a trained detector of either framework"),
+    "metrics": Command("metrics", "AP of training runs side by side, also by class"),
     "plot": Command("plot", "draw learning curves of runs"),
     "predict": Command("predict", "draw a detector's predictions on images, videos, a camera"),
     "report": Command("report", "a run, or two, as one HTML page: curves, AP, images, config"),

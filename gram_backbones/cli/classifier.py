@@ -76,6 +76,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", help="weights to start from; with its base network's, a DG-Net starts near it"
     )
+    setup.add_accept_license(parser)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +184,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
 def run(args: argparse.Namespace, processes: Processes) -> None:
     """Run the job; its errors end the process with a sentence."""
     from ..data import PictureError
+    from ..divergence import DivergenceError
 
     try:
         job = prepare(args, processes)
@@ -190,7 +192,7 @@ def run(args: argparse.Namespace, processes: Processes) -> None:
         sys.exit(f"{args.prog}: {error}")
     try:
         job()
-    except (FloatingPointError, PictureError) as error:
+    except (DivergenceError, PictureError) as error:
         sys.exit(f"{args.prog}: {error}")
 
 

@@ -37,9 +37,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "(default: backbone)",
     )
     parser.add_argument("--licence", help="licence of the weights, for the record")
-    parser.add_argument(
-        "--accept-license", metavar="NAME", help="licence that you accept, to download weights"
-    )
+    setup.add_accept_license(parser)
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
@@ -63,7 +61,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             layout=args.layout,
             licence=args.licence,
             allow_pickle=args.allow_pickle,
-            accept_license=args.accept_license,
         )
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")

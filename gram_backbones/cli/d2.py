@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..config_folders import find_config
@@ -44,6 +45,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS only")
+    setup.add_accept_license(parser)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine")
     parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine")
@@ -76,13 +78,13 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     from detectron2.config import get_cfg
 
     from ..d2 import add_gram_backbones_config
-    from ..d2.config import merge_config
+    from ..d2.config import check_values, merge_config
     from ..d2.datasets import check_datasets, set_classes, use_datasets
     from ..d2.interface import CONFIG_NODES
     from ..d2.runs import on_available_device
     from ..data import read_pair
     from ..registry import find_variant
-    from ..weights.files import fetch_file
+    from ..weights.published import fetch_weights
     from ..weights.records import is_published
 
     cfg = get_cfg()
@@ -90,6 +92,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     file = str(find_config(args.config_file, ["d2"]))
     merge_config(cfg, file, args.opts)
     cfg = on_available_device(cfg)
+    check_values(cfg)
     for node in CONFIG_NODES:
         find_variant(cfg.MODEL[node].VARIANT)  # raises if there is none
     if args.dataset or (args.eval_only and args.val):
@@ -106,7 +109,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         )
     weights = "" if resumes else cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not is_published(weights):
-        fetch_file(weights)  # raises if there is none
+        fetch_weights(weights)  # raises if there is none
     names = names if args.eval_only else [*cfg.DATASETS.TRAIN, *names]
     check_datasets(names)
     set_classes(cfg, names)
@@ -141,34 +144,40 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         sys.exit(f"{args.prog}: {type(error).__name__}: {said}")
     try:
         _launch(args, cfg)
-    except ProcessExitedException:  # the process that failed has said why
-        sys.exit(1)
+    except ProcessExitedException as error:  # the process that failed has said why
+        sys.exit(max(1, error.exit_code))
 
 
 def _launch(args: argparse.Namespace, cfg: CfgNode) -> None:
     from detectron2.engine import launch
 
-    launch(
-        _run_process,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
-    )
+    from ..termination import forwarding_termination
+    from ..upstream_warnings import silence_started_processes
+
+    silence_started_processes()
+    with forwarding_termination() if args.num_gpus > 1 else nullcontext():
+        launch(
+            _run_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+        )
 
 
 def _run_process(cfg: CfgNode, args: argparse.Namespace) -> None:
     from ..d2.datasets import register_dataset
     from ..d2.engine import end_launched_processes
     from ..data import DataError, PictureError
+    from ..divergence import DivergenceError
     from ..weights.files import WeightError
 
     for dataset in filter(None, args.own):  # launched processes know nothing of the first one's
         register_dataset(dataset)
     try:
         _run(cfg, args)
-    except (DataError, PictureError, WeightError) as error:
+    except (DataError, DivergenceError, PictureError, WeightError) as error:
         sys.exit(f"{args.prog}: {error}")
     end_launched_processes()
 
@@ -183,7 +192,7 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> None:
     if cfg.SEED < 0:
         seed_all_rng()  # torch's own first seed is the same in every process
     if args.eval_only:
-        cfg = start_run(cfg)
+        cfg = start_run(cfg, evaluates=True)
         warn_about_data(cfg, cfg.DATASETS.TEST)
         model = GramTrainer.build_model(cfg)
         checkpointer = GramCheckpointer(

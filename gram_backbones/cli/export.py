@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from . import setup
 
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN")  # as in gram_backbones.layers, which imports torch
+
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of the command."""
@@ -19,7 +21,18 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="its name")
     parser.add_argument("output", help="FILE.onnx or FILE.pt2")
     parser.add_argument("--weights", metavar="FILE", help="default: fresh weights")
+    setup.add_accept_license(parser)
     parser.add_argument("--num-classes", type=int, help="of a classifier; default: feature maps")
+    parser.add_argument(
+        "--output-stride",
+        type=int,
+        choices=(8, 16, 32),
+        default=32,
+        help="stride from which later stages are dilated instead; 32: none is (default: 32)",
+    )
+    parser.add_argument(
+        "--norm", choices=NORMS, default="BN", help="norm of the network (default: BN)"
+    )
     parser.add_argument("--deploy", action="store_true", help="with norms folded in")
     help = "compile a .pt2 for this machine with AOTInductor"
     parser.add_argument("--aot-inductor", action="store_true", help=help)
@@ -34,9 +47,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     from ..factory import create_model
     from ..weights.files import WeightError
 
-    kind = {"num_classes": args.num_classes} if args.num_classes else {"features_only": True}
+    options = {"num_classes": args.num_classes} if args.num_classes else {"features_only": True}
+    options.update(norm=args.norm, output_stride=args.output_stride)
     try:
-        model = create_model(args.model, weights=args.weights, **kind)
+        model = create_model(args.model, weights=args.weights, **options)
         model = model.deploy() if args.deploy else model
         error = export_network(model, args.output, aot_inductor=args.aot_inductor)
     except (FileNotFoundError, ImportError, ValueError, WeightError) as problem:

@@ -71,6 +71,7 @@ def _common_parser(text: str, prog: str | None) -> argparse.ArgumentParser:
         "config",
     )
     parser.add_argument("--val", metavar="NAME=PLACE", help=f"own data to evaluate on: {PLACE}")
+    setup.add_accept_license(parser)
     parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures")
     parser.add_argument(
         "--pictures",
@@ -105,8 +106,9 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     from mmengine.config import Config
 
     from ..data import read_pair
+    from ..mmdet.checks import check_backbone, check_new_keys
     from ..mmdet.own_data import use_datasets
-    from ..mmdet.runs import check_data, check_variant, set_data_root
+    from ..mmdet.runs import check_data, set_data_root
 
     file = find_config(args.config, ["mmdet"])
     cfg = Config.fromfile(file)
@@ -114,6 +116,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     if args.data_root:
         set_data_root(cfg, args.data_root)
     changes = _parse_changes(args.cfg_options)
+    check_new_keys(cfg, changes)
     for line in _misspelt(cfg, changes):
         print(line, file=sys.stderr)
     cfg.merge_from_dict(changes)
@@ -122,7 +125,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     if args.pictures:
         cfg.default_hooks.visualization = dict(type="PicturesHook", num=args.pictures)
     cfg.verbose = args.verbose or cfg.get("verbose", False)
-    check_variant(cfg)
+    check_backbone(cfg)
     train, val = read_pair(args.dataset, args.val, cache=os.path.join(cfg.work_dir, "data"))
     if args.val and not train and "train_dataloader" in loaders:
         raise ValueError("--val is for --dataset, which is not given")
@@ -159,10 +162,10 @@ def _misspelt(cfg: Config, changes: dict) -> list[str]:
 
 def check_checkpoint(file: str | None) -> None:
     """Raise FileNotFoundError if a local file does not exist, before anything is built."""
-    from ..weights.records import is_published
+    from ..weights.records import is_published, similar_weights
 
     if file and "://" not in file and not is_published(file) and not os.path.isfile(file):
-        raise FileNotFoundError(f"there is no checkpoint {file}")
+        raise FileNotFoundError(f"there is no checkpoint {file}{similar_weights(file)}")
 
 
 def train(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -217,15 +220,18 @@ def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
     setup.start(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     from ..data import DataError, PictureError
     from ..distributed import end_processes
-    from ..mmdet.runs import GramRunner
+    from ..divergence import DivergenceError
+    from ..upstream_warnings import silence_printed_lines
     from ..weights.files import WeightError
 
+    with silence_printed_lines():
+        from ..mmdet.runs import GramRunner
     try:
         cfg = prepare()
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         sys.exit(f"{prog}: {type(error).__name__}: {error}")
     try:
         getattr(GramRunner.from_cfg(cfg), job)()  # unnamed, freed before end_processes
-    except (DataError, PictureError, WeightError) as error:
+    except (DataError, DivergenceError, PictureError, WeightError) as error:
         sys.exit(f"{prog}: {error}")
     end_processes()

@@ -76,6 +76,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=True,
         help="with norms folded in and fused operators: faster, the same up to rounding",
     )
+    setup.add_accept_license(parser)
     return parser
 
 

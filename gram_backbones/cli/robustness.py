@@ -21,6 +21,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="name of the model")
     parser.add_argument("images", help="folder with one folder of images per class")
     parser.add_argument("--checkpoint", required=True, help="weight file of the trained classifier")
+    setup.add_accept_license(parser)
     parser.add_argument(
         "--epsilons",
         type=float,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..config_folders import find_config
 from ..threads import choose_threads, keep_kernels
 from ..upstream_warnings import silence_known_warnings
 
+ACCEPT = "GRAM_BACKBONES_ACCEPT_LICENSE"  # as in weights.published, which imports torch
 PLACE = "name=annotations.json:images/ or name=folder of YOLO, Pascal VOC or LabelMe"
 Parsers = Mapping[str, Callable[[str], argparse.ArgumentParser]]
 
@@ -32,6 +34,22 @@ def parser_with_examples(text: str | None, prog: str | None) -> argparse.Argumen
     parser = argparse.ArgumentParser(prog=prog, formatter_class=formatter)
     parser.description = (text or "").replace("{prog}", parser.prog)
     return parser
+
+
+def add_accept_license(parser: argparse.ArgumentParser) -> None:
+    """Add ``--accept-license``, which counts in this process and in those that it starts."""
+    parser.add_argument(
+        "--accept-license",
+        action=_AcceptLicense,
+        metavar="NAME",
+        help="licence that you accept, for published weights that ask for it, see list-weights",
+    )
+
+
+class _AcceptLicense(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        os.environ[ACCEPT] = values
+        setattr(namespace, self.dest, values)
 
 
 def check_model(parser: argparse.ArgumentParser, name: str) -> None:
@@ -99,3 +117,11 @@ def is_mmdet(config: str, prog: str | None) -> bool:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
     return suffix == ".py"
+
+
+def print_table(rows: Iterable[Sequence[str]]) -> None:
+    """Print rows with columns as wide as their widest cells."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..data import check_checkpoint_classes
+from ..divergence import require_finite
 from ..staged import Variant
 from ..weights.detector import fit_detector, is_required
 from ..weights.files import WeightError, fetch_file, read_classes
@@ -69,7 +70,12 @@ class GramCheckpointer(DetectionCheckpointer):
         self.file_classes: list[str] = []
 
     def save(self, name: str, **kwargs) -> None:
-        """Like Detectron2's, with the class names."""
+        """Like Detectron2's, with the class names.
+
+        Raises:
+            DivergenceError: weights are not finite.
+        """
+        require_finite(self.model, self.get_checkpoint_file() if self.has_checkpoint() else None)
         meta = {"meta": {"classes": json.dumps(self._classes)}} if self._classes else {}
         super().save(name, **meta, **kwargs)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from math import inf
+from operator import getitem
 
 from detectron2.config import CfgNode, get_cfg
 
 from ..config_folders import list_configs
+from ..staged import FEATURES
 from ..suggestions import did_you_mean
 from .interface import CONFIG_NODES
 
@@ -50,6 +54,52 @@ def merge_config(cfg: CfgNode, file: str, changes: Sequence[str] = ()) -> None:
             raise
         key = found[1]
         raise ValueError(f"there is no key {key}{did_you_mean(key, _keys(cfg))}") from None
+
+
+# Least and largest values of numbers whose mistakes would show late, or far from their cause.
+_RANGES = {
+    "DATALOADER.NUM_WORKERS": (0, inf),
+    "MODEL.AOGNET.DROPOUT": (0, 1),
+    "MODEL.FPN.OUT_CHANNELS": (1, inf),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": (1, inf),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": (1, inf),
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": (1, inf),
+    "SOLVER.BASE_LR": (0, inf),
+    "SOLVER.CHECKPOINT_PERIOD": (1, inf),
+    "SOLVER.IMS_PER_BATCH": (1, inf),
+    "SOLVER.MAX_ITER": (1, inf),
+    "TEST.PICTURES.NUM": (0, inf),
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Make sure that numbers are possible, and that a pyramid has the maps that heads read.
+
+    Raises:
+        ValueError: a value is not possible; the message names its key.
+    """
+    for key, (least, most) in _RANGES.items():
+        value = reduce(getitem, key.split("."), cfg)
+        if not least <= value <= most:
+            allowed = f"{least} and more" if most == inf else f"{least} to {most}"
+            raise ValueError(f"{key} is {value}; allowed are {allowed}")
+    name = cfg.MODEL.BACKBONE.NAME
+    if name not in {f"build_{f}_fpn_backbone" for f in map(str.lower, CONFIG_NODES)}:
+        return
+    taken = list(cfg.MODEL.FPN.IN_FEATURES)
+    stages = [feature for feature in FEATURES[1:] if feature in taken]
+    first = FEATURES.index(taken[0]) if stages else 0
+    if not taken or tuple(taken) != FEATURES[first : first + len(taken)] or not first:
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES is {taken}; allowed are consecutive ones of {FEATURES[1:]}"
+        )
+    maps = [f"p{first + 1 + index}" for index in range(len(taken) + 1)]
+    for key in ("RPN", "ROI_HEADS"):
+        wanted = list(cfg.MODEL[key].IN_FEATURES)
+        if not wanted or not {*wanted} <= {*maps}:
+            raise ValueError(
+                f"MODEL.{key}.IN_FEATURES is {wanted}; allowed are the pyramid's maps, {maps}"
+            )
 
 
 def _keys(cfg: CfgNode) -> Iterator[str]:

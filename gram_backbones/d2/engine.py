@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -33,8 +34,12 @@ from torch import nn
 from ..data import PictureError
 from ..dgnet.gate_report import report_gates
 from ..distributed import end_processes
+from ..divergence import DivergenceError, LossWatch, diverged, first_not_finite, not_finite
 from ..fused import deploy
+from ..heartbeat import heartbeat
 from ..layers import has_fixed_parts
+from ..seeding import MODEL, seed_everything
+from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from .checkpoint import GramCheckpointer
 from .datasets import (
@@ -72,12 +77,13 @@ class GramTrainer(DefaultTrainer):
         GramTrainer(cfg).train()
 
     The class names of the data are in ``MODEL.CLASSES`` and in every checkpoint. A picture that
-    cannot be read ends the run after the weights were saved. With ``DATALOADER.SKIP_UNREADABLE``
-    it is left out of training, and counted in the log.
+    cannot be read ends the run after the weights were saved; so does SIGTERM, with exit code 143.
+    With ``DATALOADER.SKIP_UNREADABLE`` the picture is left out of training, and counted in the log.
 
     Raises:
         DataError: the annotations have errors, or the classes of the config, a checkpoint or the
             data sets contradict each other.
+        DivergenceError: the loss is not finite or explodes, see `gram_backbones.divergence`.
         FileNotFoundError: files of a data set are missing; the message lists the paths.
         PictureError: a picture cannot be read; the message names its path.
         ValueError: a data set is not registered.
@@ -172,23 +178,60 @@ class GramTrainer(DefaultTrainer):
     def train(self):
         """Load ``MODEL.WEIGHTS`` if nothing has been loaded, and train.
 
-        Where a picture cannot be read, the weights are saved first.
+        Where a picture cannot be read or SIGTERM comes, the weights are saved first.
         """
         if not self.checkpointer.has_loaded:
             self.resume_or_load(resume=False)
         self._completed = self.start_iter - 1
-        try:
-            return super().train()
-        except PictureError as error:
-            if self._completed >= self.start_iter:
-                self._save_completed()
-                logger.error("Saved iteration %d. Then: %s", self._completed, error)
-            raise
+        self._watch = LossWatch()
+        with Termination() as termination:
+
+            def before_forward(model: nn.Module, args: tuple) -> None:
+                # Evaluations are not of the same length in all processes.
+                termination.check(together=model.training)
+                self._batch = args[0]
+
+            handle = self.model.register_forward_pre_hook(before_forward)
+            try:
+                return super().train()
+            except (PictureError, Terminated) as error:
+                if self._completed >= self.start_iter:
+                    self._save_completed()
+                    logger.error("Saved iteration %d. Then: %s", self._completed, error)
+                raise
+            finally:
+                handle.remove()
 
     def run_step(self) -> None:
         """One iteration; the weights are good when it has ended."""
-        super().run_step()
+        try:
+            super().run_step()
+        except DivergenceError:
+            raise
+        except FloatingPointError as error:  # of Detectron2, which checks losses and proposals
+            raise self._diverged(" ".join(str(error).split()).rstrip(".")) from error
         self._completed = self.iter
+        loss = self.storage.latest().get("total_loss")
+        if loss and (reason := self._watch.explosion(loss[0])):
+            raise self._diverged(reason)
+
+    def _diverged(self, reason: str) -> DivergenceError:
+        model: Any = getattr(self.model, "module", self.model)
+        module, losses = None, None
+        if comm.get_world_size() == 1:  # a pass of one process alone may wait for the others
+            if is_replayable(self.cfg):
+                seed_everything(MODEL, self.cfg.SEED, comm.get_rank(), self.iter)
+            module, losses = first_not_finite(model, lambda: model(self._batch))
+        last = self.checkpointer
+        return diverged(
+            self.iter,
+            not_finite(losses) or reason if isinstance(losses, dict) else reason,
+            images=[
+                r["file_name"] for r in self._batch if isinstance(r, dict) and "file_name" in r
+            ],
+            module=module,
+            checkpoint=last.get_checkpoint_file() if last.has_checkpoint() else None,
+        )
 
     def _save_completed(self) -> None:
         # The process that fails saves, as the others may be stuck; all have the same weights.
@@ -238,10 +281,11 @@ class GramTrainer(DefaultTrainer):
         if cfg.TEST.DEPLOY:
             model = deploy(getattr(model, "module", model))
         report_gates(model, logger.log)
-        results = super().test(cfg, model, evaluators)
-        if evaluators is None and comm.is_main_process():
-            for name in cfg.DATASETS.TEST:
-                _draw_results(cfg, name)
+        with heartbeat("The evaluation", logger, logging.getLogger("detectron2")):
+            results = super().test(cfg, model, evaluators)
+            if evaluators is None and comm.is_main_process():
+                for name in cfg.DATASETS.TEST:
+                    _draw_results(cfg, name)
         return results
 
 

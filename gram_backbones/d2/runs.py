@@ -44,12 +44,17 @@ def on_available_device(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def start_run(cfg: CfgNode) -> CfgNode:
+def start_run(cfg: CfgNode, *, evaluates: bool = False) -> CfgNode:
     """Start a run's log; save its config and ``run.json`` in ``OUTPUT_DIR``; seed the host.
 
     Lines go to the terminal, unless the user's own handlers take them, and to
     ``OUTPUT_DIR/log.txt``. ``VERBOSE`` adds versions, the whole config and the model's modules. A
     ``SEED`` of at least 0 seeds everything, so call this before the model is built.
+
+    Args:
+        cfg: config of the run.
+        evaluates: whether the run only evaluates. Then the config of a training in the same folder
+            stays; this one's goes to ``inference/`` there.
 
     Returns:
         The config for the devices that there are: `on_available_device`.
@@ -67,8 +72,11 @@ def start_run(cfg: CfgNode) -> CfgNode:
         logger.info("Config:\n%s", cfg.dump())
     if cfg.OUTPUT_DIR and comm.is_main_process():
         path = Path(cfg.OUTPUT_DIR, "config.yaml")
+        if evaluates and path.exists():
+            path = Path(cfg.OUTPUT_DIR, "inference", "config.yaml")
+            path.parent.mkdir(exist_ok=True)
         path.write_text(cfg.dump())
-        _record_run(cfg).write(cfg.OUTPUT_DIR)
+        _record_run(cfg).write(str(path.parent))
         logger.info("Saved the config to %s", path)
     if cfg.SEED >= 0:
         seed_all_rng(cfg.SEED + comm.get_rank())

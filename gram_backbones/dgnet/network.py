@@ -8,6 +8,7 @@ DG-Net adds stands under ``graphs``. How a stage is computed: `gram_backbones.dg
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
@@ -209,6 +210,11 @@ class DGNet(_DynamicStages, StagedBackbone):
 
     VARIANTS = VARIANTS
     PAPER = "Dynamic Graph: Learning Instance-aware Connectivity for Neural Networks"
+
+    @classmethod
+    def argument_names(cls) -> set[str]:
+        """Those of the signature, and the fields of the variant that it changes."""
+        return super().argument_names() | {field.name for field in fields(DGNetVariant)}
 
     def __init__(
         self,

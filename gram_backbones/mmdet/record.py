@@ -28,6 +28,12 @@ def keep_predictions(cfg: Config) -> None:
             evaluator["outfile_prefix"] = os.path.join(cfg.work_dir, "predictions", part)
 
 
+def evaluate_classes(cfg: Config) -> None:
+    """Let ``CocoMetric`` log the AP of every class, unless the config says no."""
+    for _, evaluator in _evaluators(cfg):
+        evaluator.setdefault("classwise", True)
+
+
 def record_run(runner: Runner) -> RunRecord:
     """The record of a run that is being built."""
     cfg = runner.cfg

@@ -8,24 +8,36 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mmdet
 import numpy as np
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data import PictureError, check_checkpoint_classes
 from ..dgnet.gate_report import report_gates
+from ..divergence import (
+    DivergenceError,
+    LossWatch,
+    diverged,
+    first_not_finite,
+    not_finite,
+    require_finite,
+)
 from ..fused import deploy
+from ..heartbeat import heartbeat
+from ..run_record import FILE as RUN_RECORD
 from ..seeding import MODEL, seed_everything
+from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
 from ..weights.detector import fit_detector
@@ -42,7 +54,7 @@ from .own_data import (
     skip_unreadable,
 )
 from .progress import EarlyProgressHook
-from .record import keep_predictions, record_run
+from .record import evaluate_classes, keep_predictions, record_run
 from .replay import is_replayable, replayable, resume_line
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -106,18 +118,6 @@ def check_data(cfg: Config, loaders: Iterable[str] = LOADERS) -> None:
         )
 
 
-def check_variant(cfg: Config) -> None:
-    """Make sure that the backbone's variant exists, where the backbone is one of ours.
-
-    Raises:
-        ValueError: there is no such variant.
-    """
-    backbone = cfg.get("model", {}).get("backbone") or {}
-    family = MODELS.get(backbone.get("type", ""))
-    if isinstance(family, type) and issubclass(family, MMDetInterface) and "variant" in backbone:
-        family.find_variant(backbone["variant"])
-
-
 def prepare_cpu_processes(cfg: Config) -> None:
     """Let several processes train without GPUs; nothing happens where there are GPUs.
 
@@ -156,22 +156,6 @@ def own_checkpoints() -> Iterator[None]:
         yield
 
 
-def _check_losses(losses: dict[str, Any] | None, iteration: int) -> None:
-    """Make sure that the losses of an iteration, from 0, are finite.
-
-    Raises:
-        FloatingPointError: one is not; the message names them.
-    """
-    values = {name: torch.as_tensor(value) for name, value in (losses or {}).items()}
-    bad = {name: value for name, value in values.items() if not value.isfinite().all()}
-    if bad:
-        named = ", ".join(f"{name} is {value.tolist()}" for name, value in bad.items())
-        raise FloatingPointError(
-            f"training diverged at iteration {iteration + 1}: {named}; no checkpoint was written "
-            "after this; try a lower learning rate or a longer warm-up"
-        )
-
-
 @RUNNERS.register_module()
 class GramRunner(Runner):
     """MMEngine's runner, strict about what it loads, whose resumed runs repeat (`.replay`).
@@ -182,15 +166,15 @@ class GramRunner(Runner):
     With ``deploy = True`` in the config a deployed copy is tested, see `gram_backbones.fused`.
     A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
     Training starts with a check of the annotations and classes. A picture that cannot be read ends
-    it after the weights were saved; with ``skip_unreadable = True`` in the config it is left out
-    of training, and counted in the log.
+    it after the weights were saved; so does SIGTERM, with exit code 143. With ``skip_unreadable =
+    True`` in the config the picture is left out of training, and counted in the log.
 
     Raises:
         DataError: the annotations have errors, or the classes of heads, data sets or a checkpoint
             contradict each other.
         PictureError: a picture cannot be read; the message names its path.
         FileNotFoundError: there is no such file.
-        FloatingPointError: the loss is not finite; raised before a checkpoint could be written.
+        DivergenceError: the loss is not finite or explodes, see `gram_backbones.divergence`.
         WeightError: the file is not read or leaves a tensor unfilled, and nothing was changed; or
             a backbone's ``init_cfg`` names a file that does not exist, and nothing else filled it.
     """
@@ -231,19 +215,23 @@ class GramRunner(Runner):
     def from_cfg(cls, cfg: Config) -> Runner:
         """MMEngine's; ``in_channels="auto"`` is filled, also in the config that the run writes.
 
-        COCO results are kept in ``work_dir/predictions``.
+        COCO results are kept in ``work_dir/predictions``, and AP is logged for every class.
         """
         cfg = copy.deepcopy(cfg)
         keep_predictions(cfg)
+        evaluate_classes(cfg)
         if isinstance(cfg["model"], dict):
             cfg["model"] = fill_channels(cfg["model"])
         return super().from_cfg(cfg)
 
     def dump_config(self) -> None:
-        """MMEngine's, and ``run.json``: `gram_backbones.run_record`."""
+        """MMEngine's, and ``run.json``, unless there is one: an evaluation keeps a training's."""
+        if self.rank == 0 and not Path(self.work_dir, RUN_RECORD).exists():
+            self._write_config()
+
+    def _write_config(self) -> None:
         super().dump_config()
-        if self.rank == 0:
-            record_run(self).write(self.work_dir)
+        record_run(self).write(self.work_dir)
 
     def train(self) -> nn.Module:
         """Train, and return the model."""
@@ -251,10 +239,14 @@ class GramRunner(Runner):
         loaders = (self._train_dataloader, self._val_dataloader)
         model = getattr(self.model, "module", self.model)
         check_classes(model, loaders)
+        if self.rank == 0:
+            self._write_config()
         self._check_annotations(*loaders)
+        self._watch = LossWatch()
         try:
-            return super().train()
-        except PictureError as error:
+            with Termination() as self._termination:
+                return super().train()
+        except (PictureError, Terminated) as error:
             self._save_completed(error)
             raise
         finally:
@@ -280,7 +272,7 @@ class GramRunner(Runner):
         name_pictures(loader.dataset)
         return loader
 
-    def _save_completed(self, error: PictureError) -> None:
+    def _save_completed(self, error: PictureError | Terminated) -> None:
         """Save the weights of the last iteration, from which a run can be resumed."""
         if self.iter <= self._started:
             return
@@ -312,12 +304,18 @@ class GramRunner(Runner):
         """MMEngine's, and what is ours at some points of a run.
 
         Each iteration's draws are its own; an evaluation starts with a line about a DG-Net's
-        closed edges. A training that diverged stops before a hook writes its weights.
+        closed edges. A training that explodes stops before a hook writes its weights.
         """
         if fn_name == "after_train_iter":
-            _check_losses(kwargs.get("outputs"), self.iter)
+            loss = (kwargs.get("outputs") or {}).get("loss")
+            if loss is not None and (reason := self._watch.explosion(float(loss))):
+                raise self._diverged(reason)
         if fn_name == "before_train_iter":
+            self._termination.check(together=True)
+            self._batch = kwargs.get("data_batch")
             seed_everything(MODEL, self.seed, self.rank, self.iter)
+        if fn_name == "before_val_iter":
+            self._termination.check()  # evaluations may differ in length among processes
         if fn_name == "before_train":
             self._started = self.iter
         if fn_name in ("before_val_epoch", "after_val_epoch"):
@@ -331,6 +329,59 @@ class GramRunner(Runner):
             self.model = self._trained
         if fn_name in ("before_val_epoch", "before_test_epoch"):
             report_gates(self.model, self.logger.log)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
+        """MMEngine's, which makes no step with a loss that is not finite."""
+        built = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(built, OptimWrapper):
+            update = built.update_params
+
+            def checked(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+                if not loss.isfinite():
+                    raise self._diverged(f"loss is {loss.item()}")
+                update(loss, *args, **kwargs)
+
+            built.update_params = checked
+        return built
+
+    def _diverged(self, reason: str) -> DivergenceError:
+        model: Any = getattr(self.model, "module", self.model)
+        module, losses = None, None
+        if self.world_size == 1:  # a pass of one process alone may wait for the others
+            seed_everything(MODEL, self.seed, self.rank, self.iter)
+            data = model.data_preprocessor(self._batch, True)
+            module, losses = first_not_finite(model, lambda: model(**data, mode="loss"))
+        if isinstance(losses, dict):
+            named = {n: v for n, v in losses.items() if isinstance(v, Tensor)}
+            named |= {n: sum(v) for n, v in losses.items() if isinstance(v, list) and v}
+            reason = not_finite(named) or reason
+        samples = (self._batch or {}).get("data_samples", ())
+        images = [sample.metainfo.get("img_path", "?") for sample in samples]
+        return diverged(
+            self.iter + 1, reason, images=images, module=module, checkpoint=self._last_checkpoint()
+        )
+
+    def _last_checkpoint(self) -> str | None:
+        file = Path(self.work_dir, "last_checkpoint")  # find_latest_checkpoint prints
+        return file.read_text().strip() if file.is_file() else None
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """MMEngine's; a line comes also where it is silent for long."""
+        return self._with_heartbeat(super().build_val_loop(loop), "The evaluation")
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """MMEngine's; a line comes also where it is silent for long."""
+        return self._with_heartbeat(super().build_test_loop(loop), "The evaluation")
+
+    def _with_heartbeat(self, loop: BaseLoop, what: str) -> BaseLoop:
+        run = loop.run
+
+        def run_with_lines() -> Any:
+            with heartbeat(what, self.logger):
+                return run()
+
+        loop.run = run_with_lines
+        return loop
 
     def load_or_resume(self) -> None:
         """MMEngine's; then every weight file that was asked for has been found."""
@@ -349,7 +400,12 @@ class GramRunner(Runner):
             self._resumes = False
 
     def save_checkpoint(self, *args, meta: dict | None = None, **kwargs) -> None:
-        """MMEngine's, with the number of threads among ``meta``."""
+        """MMEngine's, with the number of threads among ``meta``.
+
+        Raises:
+            DivergenceError: weights are not finite.
+        """
+        require_finite(self.model, self._last_checkpoint())
         meta = {**(meta or {}), "threads": torch.get_num_threads()}
         super().save_checkpoint(*args, meta=meta, **kwargs)
 

@@ -20,6 +20,7 @@ from ..run_record import RunRecord, read_run_record
 Series = tuple[tuple[int, float], ...]  # (iteration, value), iterations from 1 and ascending
 
 _AP = re.compile(r"(?:\w+/)?(bbox|segm)_mAP(?:_(50|75|s|m|l))?$")
+_CLASS_AP = re.compile(r"coco/(.+)_precision$")
 _LINE = re.compile(  # the first line of a message: Detectron2's log, or MMEngine's
     r"\[[\d/]+ [\d:]+\] (?P<d2>\S+) (?P<d2_level>[A-Z]+): "
     r"|[\d/]+ [\d:]+ - (?P<mm>\S+) - (?P<mm_level>[A-Z]+) - "
@@ -214,10 +215,13 @@ def _renamed(line: dict[str, Any]) -> dict[str, Any]:
     """
     dropped = {"epoch", "iter"} | (set() if "loss" in line else {"data_time", "time"})
     found = {}
+    last = "segm" if any("segm_mAP" in name for name in line) else "bbox"  # its classes are logged
     for name, value in line.items():
         if name in dropped:
             continue
-        if match := _AP.match(name):
+        if match := _CLASS_AP.match(name):
+            name, value = f"{last}/AP-{match[1]}", 100 * value
+        elif match := _AP.match(name):
             name = f"{match[1]}/AP{match[2] or ''}"
             value = 100 * value if value >= 0 else math.nan
         found["total_loss" if name == "loss" else name] = value

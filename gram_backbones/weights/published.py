@@ -32,7 +32,14 @@ from .files import (
 )
 from .fit import fit
 from .names import meta_tensors
-from .records import WEIGHTS, WeightRecord, find_record, known_weights, list_weights
+from .records import (
+    WEIGHTS,
+    WeightRecord,
+    find_record,
+    known_weights,
+    list_weights,
+    similar_weights,
+)
 
 ACCEPT = "GRAM_BACKBONES_ACCEPT_LICENSE"
 _SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".pkl", ".safetensors")
@@ -96,9 +103,12 @@ def _fetch_other(source: str | Path, variant: Variant | None) -> Path:
     try:
         return fetch_file(source)
     except FileNotFoundError as error:
-        if variant is None or "." in str(source) or os.sep in str(source):
+        if os.sep in str(source):
             raise
-        raise FileNotFoundError(f"{error}; {known_weights(variant)}") from error
+        message = f"{error}{similar_weights(source)}"
+        if variant is not None and "." not in str(source):
+            message += f"; {known_weights(variant)}"
+        raise FileNotFoundError(message) from error
 
 
 def kept_file(record: WeightRecord) -> Path | None:
@@ -126,8 +136,8 @@ def _require_acceptance(record: WeightRecord, given: str | None) -> None:
     said = "" if accepted is None else f", not {accepted!r}"
     raise WeightError(
         f"{record.name} is by {record.origin} and its licence is {record.licence!r}; to accept it, "
-        f"pass accept_license={record.licence!r} or set {ACCEPT}={record.licence!r} in the "
-        f"environment{said}"
+        f"pass accept_license={record.licence!r}, --accept-license {record.licence!r} on a command "
+        f"line, or set {ACCEPT}={record.licence!r} in the environment{said}"
     )
 
 

@@ -16,6 +16,7 @@ from torchvision.models import WeightsEnum
 from ..preprocessing import Preprocessing
 from ..registry import find_variant, list_models
 from ..staged import Variant
+from ..suggestions import did_you_mean
 from .files import WeightError
 
 RESEARCH_ONLY = "research only"
@@ -167,6 +168,16 @@ def find_by_hash(digest: str) -> WeightRecord | None:
 def is_published(source: str | Path) -> bool:
     """Whether a source is the name of a record or a tag, not a path or an address."""
     return source in WEIGHTS or any(source == record.tag for record in WEIGHTS.values())
+
+
+def similar_weights(source: str | Path) -> str:
+    """The names and tags that a misspelt one may have meant, a clause for messages.
+
+    Examples:
+        >>> similar_weights("autors_mixup")
+        " (did you mean 'authors_mixup'?)"
+    """
+    return did_you_mean(source, [*WEIGHTS, *(record.tag for record in WEIGHTS.values())])
 
 
 def find_record(source: str | Path, variant: Variant | None = None) -> WeightRecord | None:

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -150,7 +151,7 @@ def test_the_better_of_network_and_average_is_what_a_detector_gets(
     run = trainer(few, tmp_path, tiny_recipe(epochs=1, warmup_epochs=0))
     good = run.model if better == "network" else run.ema.module
 
-    def fake(model, *_):
+    def fake(model, *_, **__):
         return dict(val_loss=1.0, top1=90.0 if model is good else 10.0, top5=100.0)
 
     monkeypatch.setattr(engine, "evaluate", fake)
@@ -248,9 +249,9 @@ def test_a_run_is_continued_only_as_what_it_was(few, tmp_path):
     with pytest.raises(FileExistsError, match="already contains a run"):
         trainer(few, tmp_path, recipe)
     with pytest.raises(
-        ValueError, match="another run: lr is 0.2 here, 0.1 there; epochs is 2 here, 1 there"
+        ValueError, match="another run: lr is 0.2 here, 0.1 there; mixup is 0.2 here, 0.0 there"
     ):
-        trainer(few, tmp_path, replace(recipe, epochs=2), lr=0.2, resume=last)
+        trainer(few, tmp_path, replace(recipe, mixup=0.2), lr=0.2, resume=last)
     assert trainer(few, tmp_path, recipe, resume=last).run()[-1]["epoch"] == 1  # nothing is left
     content = read_checkpoint(last)
     torch.save({"state_dict": content["state_dict"]}, tmp_path / "weights.pth")
@@ -261,6 +262,44 @@ def test_a_run_is_continued_only_as_what_it_was(few, tmp_path):
         trainer(few, tmp_path, recipe, resume=tmp_path / "broken.pth")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*none.pth"):
         trainer(few, tmp_path, recipe, resume=tmp_path / "none.pth")
+
+
+def test_a_resumed_run_may_be_longer_and_never_shorter(few, tmp_path, capsys):
+    recipe = tiny_recipe(epochs=2, warmup_epochs=0)
+    trainer(few, tmp_path, recipe).run()
+    longer = replace(recipe, epochs=4)
+    capsys.readouterr()
+    history = trainer(few, tmp_path, longer, resume=tmp_path / "last.pth").run()
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    # Half the cosine of four epochs is left, where the shorter run's learning rate was 0.
+    assert history[2]["lr"] == pytest.approx(0.05) and "it is 0.05" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="epochs is 2 here, 4 there"):
+        trainer(few, tmp_path, recipe, resume=tmp_path / "last.pth")
+
+
+@pytest.mark.parametrize("update", (1, 3), ids=("in the first epoch", "in the second"))
+def test_sigterm_saves_within_an_update_and_the_rest_is_the_same(
+    update, few, tmp_path, monkeypatch
+):
+    recipe = tiny_recipe(mixup=0.2, dropout=0.3, warmup_epochs=0)
+    trainer(few, tmp_path / "whole", recipe).run()
+    run = trainer(few, tmp_path / "parts", recipe)
+    step = run._update
+
+    def killed(*batch):
+        if run.updates == update - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*batch)
+
+    monkeypatch.setattr(run, "_update", killed)
+    with pytest.raises(SystemExit) as ended:
+        run.run()
+    assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    last = tmp_path / "parts/last.pth"
+    assert read_checkpoint(last)["training"]["updates"] == update
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    trainer(few, tmp_path / "parts", recipe, resume=last).run()
+    assert same(read_checkpoint(last), read_checkpoint(tmp_path / "whole/last.pth"))
 
 
 def test_evaluation_refuses_another_network_s_weights(few, tmp_path):
@@ -298,8 +337,11 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_saved(few, tmp_path, monke
         return update(images * (float("nan") if run.epoch else 1), labels)
 
     monkeypatch.setattr(run, "_update", poisoned)
-    with pytest.raises(FloatingPointError, match="training loss is nan in epoch 2"):
+    with pytest.raises(FloatingPointError, match="diverged at iteration 3: loss is nan") as caught:
         run.run()
+    said = str(caught.value)
+    assert "of stem.0.0 (Conv2d), whose input is not finite" in said
+    assert str(few / "train") in said and f"last good checkpoint: {tmp_path / 'last.pth'}" in said
     state = read_checkpoint(tmp_path / "last.pth")["training"]
     assert state["history"][-1]["epoch"] == 1
     assert all(v.isfinite().all() for v in state["model"].values())

@@ -14,6 +14,8 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
 import gram_backbones.d2 as gram
+from gram_backbones.config_folders import list_configs
+from gram_backbones.d2.config import check_values
 from tests.conftest import DATASETS, needs_coco
 from tests.d2.test_backbones import LEAVES
 
@@ -93,3 +95,28 @@ def test_default_predictor_on_an_image_file(name, bf16):
     assert len(found) and found.scores.isfinite().all()
     assert found.pred_boxes.tensor.isfinite().all()
     assert found.image_size == image.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    (
+        (("SOLVER.MAX_ITER", 0), "SOLVER.MAX_ITER is 0; allowed are 1 and more"),
+        (("MODEL.AOGNET.DROPOUT", 1.5), "MODEL.AOGNET.DROPOUT is 1.5; allowed are 0 to 1"),
+        (("MODEL.FPN.IN_FEATURES", ["res2", "res4"]), "FPN.IN_FEATURES is .* consecutive ones"),
+        (("MODEL.FPN.IN_FEATURES", []), "FPN.IN_FEATURES is"),
+        (("MODEL.RPN.IN_FEATURES", ["p2", "p9"]), r"RPN.IN_FEATURES is .* maps, .'p2',.*'p6'"),
+        (("MODEL.ROI_HEADS.IN_FEATURES", []), "MODEL.ROI_HEADS.IN_FEATURES is"),
+    ),
+)
+def test_impossible_values_are_named_by_their_keys(change, sentence):
+    cfg = gram.get_config("demo_mask_rcnn_aognet4m_fpn")
+    check_values(cfg)
+    cfg.merge_from_list(list(change))
+    with pytest.raises(ValueError, match=sentence):
+        check_values(cfg)
+
+
+def test_every_config_s_values_are_possible():
+    for name in list_configs(["d2"]):
+        if not name.startswith("Base-"):
+            check_values(gram.get_config(name))

@@ -357,6 +357,7 @@ def test_train_net_checks_before_it_builds(tmp_path):
         (("--config", DEMO, "--eval-only"), "MODEL.WEIGHTS"),
         (("--config", DEMO, "--eval-only", "--resume", "OUTPUT_DIR", "none"), "MODEL.WEIGHTS"),
         (("--config", DEMO, "MODEL.WEIGHTS", "gone.pth"), "there is no weight file gone.pth"),
+        (("--config", DEMO, "MODEL.WEIGHTS", "autors"), "did you mean 'authors'"),
     ),
 )
 def test_train_net_refuses_with_a_sentence(monkeypatch, capsys, args, message):
@@ -413,6 +414,13 @@ def test_train_net_trains_and_evaluates_and_evaluates_again(demo, tmp_path):
     done = run_tool(*config, "--eval-only", *SMALL, *weights, datasets=demo.parent)
     check_ended_well(done)
     assert (tmp_path / "again/inference/gram_demo_val/pictures/000001.png").is_file()
+    # Bug: an evaluation in the training's folder replaced its config.
+    kept = (tmp_path / "config.yaml").read_text()
+    weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth", "OUTPUT_DIR", tmp_path)
+    done = run_tool(*config, "--eval-only", *SMALL, *weights, datasets=demo.parent)
+    check_ended_well(done)
+    assert (tmp_path / "config.yaml").read_text() == kept
+    assert "model_final.pth" in (tmp_path / "inference/config.yaml").read_text()
 
 
 @pytest.mark.slow

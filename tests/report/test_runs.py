@@ -41,7 +41,7 @@ def mmdet_run(tmp_path):
         {"lr": 0.1, "loss": 3.0, "loss_cls": 2.0, "epoch": 1, "iter": 20, "step": 20},
         {"coco/bbox_mAP": 0.05, "coco/bbox_mAP_s": -1.0, "time": 2.0, "step": 1},
         {"lr": 0.1, "loss": 2.0, "loss_cls": 1.0, "epoch": 2, "iter": 36, "step": 36},
-        {"coco/bbox_mAP": 0.07, "coco/bbox_mAP_50": 0.2, "time": 2.0, "step": 2},
+        {"coco/bbox_mAP": 0.07, "coco/bbox_mAP_50": 0.2, "coco/disc_precision": 0.3, "step": 2},
     )
     (start / "20260101_120000.log").write_text(
         "2026/01/01 12:00:00 - mmengine - WARNING - careful\n"
@@ -70,7 +70,7 @@ def test_mmdetection(mmdet_run):
     assert run.finished
     assert run.scalars["total_loss"] == ((20, 3.0), (36, 2.0))
     assert run.scalars["bbox/AP"] == ((20, pytest.approx(5)), (40, pytest.approx(7)))
-    assert run.precisions == {"bbox/AP": pytest.approx(7), "bbox/AP50": 20.0}
+    assert run.precisions == {"bbox/AP": pytest.approx(7), "bbox/AP50": 20.0, "bbox/AP-disc": 30.0}
     assert run.losses == ["total_loss", "loss_cls"] and run.warnings == {"careful": 1}
 
 
