@@ -56,5 +56,6 @@ def check_backbone(cfg: Config) -> None:
     kind = backbone.pop("type", "")
     family = MODELS.get(kind) if isinstance(kind, str) else kind
     if isinstance(family, type) and issubclass(family, MMDetInterface):
-        check_arguments(f"model.backbone, {family.__name__},", backbone, family.argument_names())
+        name = kind if isinstance(kind, str) else family.__name__
+        check_arguments(f"model.backbone, {name},", backbone, family.argument_names())
         family.find_variant(backbone.get("variant", family.default_variant))

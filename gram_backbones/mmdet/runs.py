@@ -308,7 +308,7 @@ class GramRunner(Runner):
         """
         if fn_name == "after_train_iter":
             loss = (kwargs.get("outputs") or {}).get("loss")
-            if loss is not None and (reason := self._watch.explosion(float(loss))):
+            if loss is not None and (reason := self._watch.explosion(torch.as_tensor(loss).item())):
                 raise self._diverged(reason)
         if fn_name == "before_train_iter":
             self._termination.check(together=True)
