@@ -90,6 +90,8 @@ def test_the_number_of_kernels_is_the_user_s_word(monkeypatch):
     monkeypatch.delenv(threads.KERNELS)
     threads.keep_kernels(20)
     assert os.environ[threads.KERNELS] == "20"
+
+
 def test_started_processes_and_imports_are_quiet_about_what_is_listed(monkeypatch, capsys):
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     silence_started_processes()

@@ -18,12 +18,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from gram_backbones import AOGNet, create_model, list_models
-from gram_backbones.flops import count_conv_flops
-from gram_backbones.fused import deploy, unfused
-from gram_backbones.registry import find_variant
-from gram_backbones.threads import keep_kernels
 from gram_backbones.cli import setup
+from gram_backbones.threads import keep_kernels
 
 MODES = ("plain", "frozen", "channels_last", "deployed", "compiled")
 RESNETS = ("resnet50", "resnet101")
