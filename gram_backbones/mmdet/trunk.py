@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from .channels import fill_channels
-from .runs import check_variant
+from .checks import check_backbone
 
 
 def build_trunk(config: str) -> tuple[nn.Module, nn.Sequential, dict[str, nn.Module]]:
@@ -29,11 +29,11 @@ def build_trunk(config: str) -> tuple[nn.Module, nn.Sequential, dict[str, nn.Mod
         ``backbone`` first.
 
     Raises:
-        ValueError: the backbone's variant does not exist.
+        ValueError: the backbone has no such variant or argument.
     """
     cfg = Config.fromfile(config)
     init_default_scope("mmdet")
-    check_variant(cfg)
+    check_backbone(cfg)
     with torch.device("meta"):
         detector = MODELS.build(fill_channels(cfg.model))
     parts = {"backbone": detector.backbone}
