@@ -1,12 +1,16 @@
-"""A line in the log now and then while something long goes on in silence."""
+"""A line now and then while something long goes on in silence."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
 
 SECONDS = 20.0
 
@@ -55,3 +59,26 @@ def heartbeat(what: str, *loggers: logging.Logger, seconds: float = SECONDS) -> 
         thread.join()
         for logger in loggers:
             logger.removeHandler(last)
+
+
+def progress(batches: Any, what: str, *, seconds: float = SECONDS) -> Iterator[Any]:
+    """Batches, with a bar on a terminal, and otherwise with a line after every long silence.
+
+    Args:
+        batches: a loader or a list.
+        what: they are of, for instance ``"epoch 3/90"``.
+        seconds: longest silence, if batches are shorter.
+
+    Examples:
+        >>> list(progress([1, 2], "epoch 3/90"))
+        [1, 2]
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(batches, what, leave=False)
+        return
+    start = last = time.monotonic()
+    for done, batch in enumerate(batches):
+        if done and (now := time.monotonic()) - last >= seconds:
+            last = now
+            print(f"{what}: {done} of {len(batches)} batches in {now - start:.0f} s", flush=True)
+        yield batch

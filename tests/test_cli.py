@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gram_backbones import cli, exporting
-from gram_backbones.cli import classifier, convert, d2, export, mmdet, predict, robustness, setup
+from gram_backbones.cli import classifier, convert, d2, export, mmdet, robustness, setup
 from gram_backbones.config_folders import find_config, list_configs
 from gram_backbones.suggestions import did_you_mean
 from tests.conftest import ROOT
@@ -129,12 +129,12 @@ def test_wherever_weights_are_named_their_licence_can_be_accepted(monkeypatch):
         d2.make_parser: [],
         mmdet.train_parser: ["c.py"],
         mmdet.test_parser: ["c.py", "w.pth"],
-        predict.make_parser: ["c.py", "w.pth", "i.png"],
         export.make_parser: ["aognet_4m", "x.onnx"],
         convert.make_parser: ["w.pth", "x.pth", "--model", "aognet_4m"],
         robustness.make_parser: ["aognet_4m", "images", "--checkpoint", "w.pth"],
     }
     calls = {make(): arguments for make, arguments in rest.items()}
+    monkeypatch.setenv(setup.ACCEPT, "")  # so that it is restored at the end
     parser = argparse.ArgumentParser()
     classifier.add_inputs(parser)
     calls[parser] = ["--model", "aognet_4m", "--data", "cifar"]

@@ -15,7 +15,7 @@ from gram_backbones.divergence import (
     first_not_finite,
     require_finite,
 )
-from gram_backbones.heartbeat import heartbeat
+from gram_backbones.heartbeat import heartbeat, progress
 
 
 def first_explosion(losses):
@@ -80,3 +80,11 @@ def test_a_line_comes_where_there_is_silence_only(caplog):
     lines = [record.message for record in caplog.records if "goes on" in record.message]
     assert 1 <= len(lines) <= 3 and lines[0] == "The evaluation goes on, after 0 s"
     assert not log.handlers
+
+
+def test_without_a_terminal_a_loop_says_how_far_it_is(monkeypatch, capsys):
+    times = iter((0, 10, 21, 30, 42))
+    monkeypatch.setattr("gram_backbones.heartbeat.time.monotonic", lambda: next(times))
+    assert [*progress("abcde", "epoch 3/90")] == [*"abcde"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["epoch 3/90: 2 of 5 batches in 21 s", "epoch 3/90: 4 of 5 batches in 42 s"]

@@ -15,7 +15,6 @@ from timm.utils import ModelEmaV3, accuracy, distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from tqdm import tqdm
 
 from ..data import PictureError
 from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
@@ -29,6 +28,7 @@ from ..divergence import (
     not_finite,
     require_finite,
 )
+from ..heartbeat import progress
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..weights.loading import load_classifier_weights, load_weights
@@ -77,8 +77,9 @@ def evaluate(
     keys = ("val_loss", "top1", "top5", *(("training_gate_top1", *SHARES) if stages else ()))
     if processes.rank == 0:
         report_gates(model, lambda level, line: print(line, flush=True))
+    batches = iter(loader) if processes.rank else progress(loader, "evaluation")
     totals = torch.zeros(len(keys) + 1, dtype=torch.float64, device=device)
-    for images, labels in loader:
+    for images, labels in batches:
         before_batch()
         images, labels = images.to(device), labels.to(device)
         with autocast(device, amp), record_connectivity(model) as records:
@@ -300,14 +301,8 @@ class Trainer:
         seed_everything(self.config.seed, epoch, self.processes.rank)
         cast(DistributedSampler, self.train_loader.sampler).set_epoch(epoch)
         self.model.train()
-        batches = iter(
-            tqdm(
-                self.train_loader,
-                f"epoch {epoch}/{self.recipe.epochs}",
-                disable=None if self.processes.rank == 0 else True,  # None: off without a terminal
-                leave=False,
-            )
-        )
+        loader, what = self.train_loader, f"epoch {epoch}/{self.recipe.epochs}"
+        batches = iter(loader) if self.processes.rank else progress(loader, what)
         if self.random is None:
             self.batches, self.total = 0, torch.zeros_like(self.total)
         elif self.batches < len(self.train_loader):

@@ -76,7 +76,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=True,
         help="with norms folded in and fused operators: faster, the same up to rounding",
     )
-    setup.add_accept_license(parser)
     return parser
 
 
@@ -119,6 +118,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     setup.start()
+    from ..weights.records import is_published
+
+    if is_published(args.weights):
+        parser.error(
+            f"{args.weights} are weights of a network alone; give the file of a trained detector"
+        )
     try:
         framework = "mmdet" if setup.is_mmdet(config, parser.prog) else "d2"
         adapter = import_module(f"..{framework}.inference", __package__)

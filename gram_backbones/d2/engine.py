@@ -195,7 +195,9 @@ class GramTrainer(DefaultTrainer):
             try:
                 return super().train()
             except (PictureError, Terminated) as error:
-                if self._completed >= self.start_iter:
+                # SIGTERM comes to all processes, of which the first one saves.
+                saves = comm.is_main_process() or not isinstance(error, Terminated)
+                if saves and self._completed >= self.start_iter:
                     self._save_completed()
                     logger.error("Saved iteration %d. Then: %s", self._completed, error)
                 raise

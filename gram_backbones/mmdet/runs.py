@@ -276,6 +276,8 @@ class GramRunner(Runner):
         """Save the weights of the last iteration, from which a run can be resumed."""
         if self.iter <= self._started:
             return
+        if self.rank and isinstance(error, Terminated):
+            return  # SIGTERM comes to all processes, of which the first one saves
         if self._evaluates:
             for hook in self.hooks:
                 if isinstance(hook, EMAHook):  # its average is in the model now

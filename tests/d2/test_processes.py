@@ -1,5 +1,9 @@
 """Several CPU processes under Detectron2's engine."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.d2.demo_dataset import make_demo_dataset
 from tests.conftest import check_ended_well
-from tests.d2.test_engine import DEMO, run_tool
+from tests.d2.test_engine import DEMO, ROOT, run_tool
 from tests.d2.test_engine import SMALL as SMALL_DEMO
 
 CONFIGS = {
@@ -91,3 +95,31 @@ def test_two_processes_evaluate(tmp_path, check_gloo_ended):
     check_gloo_ended()
     assert (tmp_path / "model_final.pth").is_file()
     assert (tmp_path / "inference/gram_demo_val/pictures/000001.png").is_file()
+
+
+@pytest.mark.slow
+def test_sigterm_goes_on_to_both_processes_and_one_checkpoint_is_whole(tmp_path):
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two processes take two GPUs, or none")
+    make_demo_dataset(tmp_path / "gram_demo", train=10, val=1)
+    config, change = CONFIGS["aognet"]
+    changes = (*SMALL, *change.split(), "SOLVER.MAX_ITER", 500, "OUTPUT_DIR", tmp_path / "out")
+    changes += ("SOLVER.CHECKPOINT_PERIOD", 1000)
+    arguments = ("--config", f"d2_configs/{config}.yaml", "--num-gpus", 2, "--dist-url", "auto")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, ("tools/train_net.py", *arguments, *changes))],
+        cwd=ROOT,
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if "total_loss" in line:  # the first line about an iteration
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait() == 143 and "Traceback" not in rest, rest
+    assert rest.count("Then: SIGTERM was received") == 1
+    last = (tmp_path / "out/last_checkpoint").read_text()
+    assert last != "model_final.pth" and state_of(tmp_path / "out", last[6:-4])

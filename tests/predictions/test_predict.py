@@ -91,6 +91,15 @@ def test_the_positional_form_a_score_and_classes(stub, tmp_path):
     assert ",star," not in (out / "predictions.csv").read_text()
 
 
+def test_weights_of_a_network_alone_are_no_detector_s(stub, tmp_path, capsys):
+    image, out = save(tmp_path / "1.png"), tmp_path / "out"
+    assert run(CONFIG, "authors_mixup", image, "--output", out) == 2
+    assert (
+        "authors_mixup are weights of a network alone; give the file of" in capsys.readouterr().err
+    )
+    assert not stub and not out.exists()
+
+
 def test_one_bad_file_is_named_and_the_rest_is_predicted(stub, tmp_path, capsys):
     good, bad = save(tmp_path / "1.png"), tmp_path / "2.png"
     bad.write_bytes(b"no picture")
