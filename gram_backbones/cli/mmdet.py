@@ -106,7 +106,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     from mmengine.config import Config
 
     from ..data import read_pair
-    from ..mmdet.checks import check_backbone, check_new_keys
+    from ..mmdet.checks import check_backbone, check_changes, check_values
     from ..mmdet.own_data import use_datasets
     from ..mmdet.runs import check_data, set_data_root
 
@@ -116,7 +116,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     if args.data_root:
         set_data_root(cfg, args.data_root)
     changes = _parse_changes(args.cfg_options)
-    check_new_keys(cfg, changes)
+    check_changes(cfg, changes)
     for line in _misspelt(cfg, changes):
         print(line, file=sys.stderr)
     cfg.merge_from_dict(changes)
@@ -126,6 +126,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
         cfg.default_hooks.visualization = dict(type="PicturesHook", num=args.pictures)
     cfg.verbose = args.verbose or cfg.get("verbose", False)
     check_backbone(cfg)
+    check_values(cfg)
     train, val = read_pair(args.dataset, args.val, cache=os.path.join(cfg.work_dir, "data"))
     if args.val and not train and "train_dataloader" in loaders:
         raise ValueError("--val is for --dataset, which is not given")
