@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gram_backbones import create_model, feature_info, list_models
-from gram_backbones.cli.cost import feature_table
+from gram_backbones.analysis.cost_table import feature_table
 from tests.conftest import ROOT
 
 

@@ -85,7 +85,7 @@ def paper_of_detector(config: str) -> Published | None:
         >>> paper_of_detector("mask-rcnn_aognet-12m_c4_1x_coco").parameters
         14600000.0
     """
-    name = config.replace("mask-rcnn", "mask_rcnn").replace("aognet-", "aognet")
+    name = Path(config).stem.replace("mask-rcnn", "mask_rcnn").replace("aognet-", "aognet")
     return PAPER_DETECTORS.get(name.removesuffix("_coco"))
 
 

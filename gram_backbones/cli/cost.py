@@ -25,19 +25,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..config_folders import find_config, list_configs
 from . import setup
 
 if TYPE_CHECKING:
-    from ..analysis.cost import Cost
-    from ..analysis.published import Published
-
-_HEADS = ("model", "parameters", "conv GFLOPs", "paper", "GFLOPs", "activations, M", "training, MB")
-_CHART_SIZE = (224, 224)  # of what torchvision publishes, and of ImageNet's models here
-_PADDED = 32  # pixels: the frameworks pad images to multiples
+    from ..analysis.cost_table import Row
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -100,6 +95,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if configs and getattr(args, option):
             parser.error(f"--{option} is for models by name, not for the config {configs[0]!r}")
     if args.features:
+        from ..analysis.cost_table import feature_table
+
         return print(feature_table(args.models))
     try:
         over_images = _prepare_images(args) if args.images else None
@@ -115,85 +112,36 @@ def _is_config(name: str) -> bool:
     return name.endswith((".py", ".yaml", ".yml")) or name in list_configs()
 
 
-class _Row(NamedTuple):
-    """A row of the table; counts of None depend on more than an image's size."""
-
-    name: str
-    cost: Cost
-    size: tuple[int, int]
-    paper: Published | None = None
-    is_counted: bool = True
-
-
 def _print_table(args: argparse.Namespace, names: Sequence[str], configs: Sequence[str]) -> None:
     """Print every row as soon as it is counted; then draw the chart."""
-    if args.chart:
-        from ..analysis.published import check_chart
+    from ..analysis.cost_table import HEADS, IMAGENET_SIZE, chart_families, default_size
+    from ..analysis.published import check_chart, draw_chart
 
-        if not any((args.size or default_size(name)) == _CHART_SIZE for name in names):
+    if args.chart:
+        if not any((args.size or default_size(name)) == IMAGENET_SIZE for name in names):
             raise ValueError("--chart is for ImageNet's models at 224 pixels, and none is named")
         check_chart(args.chart)
-    heads = [*_HEADS, *(["fvcore GFLOPs"] if args.fvcore else []), "at"]
+    heads = [*HEADS, *(["fvcore GFLOPs"] if args.fvcore else []), "at"]
     print(f"| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}", flush=True)
     drawn = []
     for name in names:
-        rows = _detector_rows(name, args) if name in configs else _model_rows(name, args)
-        for index, row in enumerate(rows):
-            cells = [*_cells(row, args.batch), f"{row.size[0]}×{row.size[1]}"]
+        for index, row in enumerate(_rows(name, args, name in configs)):
+            cells = [*row.cells(args.batch), f"{row.size[0]}×{row.size[1]}"]
             if args.fvcore:
                 cells.insert(-1, "–" if index else _fvcore_cell(name, row.size))
             print(f"| {' | '.join(cells)} |", flush=True)
-            if not index and row.size == _CHART_SIZE:
+            if not index and row.size == IMAGENET_SIZE:
                 drawn.append(row)
     if args.chart:
-        _draw_chart(args.chart, drawn)
+        draw_chart(chart_families(drawn), args.chart)
+        print(f"The chart is in {args.chart}", file=sys.stderr)
 
 
-def _cells(row: _Row, batch: int) -> list[str]:
-    cost = row.cost
-    cells = [row.name, f"{cost.parameters:,}"]
-    if not row.is_counted:
-        return [*cells, *["–"] * (len(_HEADS) - 2)]
-    papers = []
-    for key, unit, letter in (("parameters", 1e6, "M"), ("conv_flops", 1e9, "G")):
-        if figure := getattr(row.paper, key, None):
-            off = round(100 * (getattr(cost, key) / figure - 1), 1) + 0.0  # no minus before 0.0
-            papers.append(f"{figure / unit:.5g} {letter} ({off:+} %)".replace("-", "−"))
-    flops = [_short(count / 1e9) for count in (cost.conv_flops, cost.flops)]
-    rest = [_short(cost.activations / 1e6), f"{cost.training_bytes(batch) / 1e6:.1f}"]
-    return [*cells, flops[0], ", ".join(papers) or "–", flops[1], *rest]
+def _rows(name: str, args: argparse.Namespace, is_config: bool) -> Iterator[Row]:
+    from ..analysis.cost_table import detector_rows, model_rows
 
-
-def _short(value: float) -> str:
-    """Three digits behind the point, or two that say something."""
-    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
-
-
-def _model_rows(name: str, args: argparse.Namespace) -> Iterator[_Row]:
-    from ..analysis.cost import PARTS, build_on_meta, measure
-    from ..analysis.published import PAPER_BACKBONES, PAPER_SIZE, PAPERS
-
-    size = args.size or default_size(name)
-    model = build_on_meta(name)
-    parts = PARTS[args.by](model) if args.by else {}
-    whole, costs = measure(model, size, parts)
-    papers = {default_size(name): PAPERS, PAPER_SIZE: PAPER_BACKBONES}.get(size, {})
-    yield _Row(f"`{name}`", whole, size, papers.get(name))
-    yield from (_Row(f"· {part}", cost, size) for part, cost in costs.items())
-
-
-def default_size(name: str) -> tuple[int, int]:
-    """Height and width of the images that a model is counted with."""
-    return (32, 32) if "cifar" in name else _CHART_SIZE
-
-
-def _detector_rows(name: str, args: argparse.Namespace) -> Iterator[_Row]:
-    from dataclasses import replace
-
-    from ..analysis.cost import PARTS, Cost, measure
-    from ..analysis.published import PAPER_BACKBONES, PAPER_SIZE, paper_of_detector
-    from ..staged import StagedBackbone
-
+    if not is_config:
+        return model_rows(name, args.size, args.by)
     path = find_config(name)
     build_trunk: Any
     if path.suffix == ".py":
@@ -201,50 +149,16 @@ def _detector_rows(name: str, args: argparse.Namespace) -> Iterator[_Row]:
     else:
         from ..d2.trunk import build_trunk
     detector, trunk, parts = build_trunk(str(path))
-    height, width = args.size or PAPER_SIZE
-    size = (-(-height // _PADDED) * _PADDED, -(-width // _PADDED) * _PADDED)
-    whole, costs = measure(trunk, size, {part: [module] for part, module in parts.items()})
-    numbers = [(p.numel(), p.requires_grad) for p in detector.parameters()]
-    parameters = sum(number for number, _ in numbers)
-    trainable = sum(number for number, learns in numbers if learns)
-    backbone = parts["backbone"]
-    paper = paper_of_detector(path.stem)
-    yield _Row(f"`{name}`", replace(whole, parameters=parameters, trainable=trainable), size, paper)
-    for part, cost in costs.items():
-        if part != "backbone" or not isinstance(backbone, StagedBackbone):
-            yield _Row(f"· {part}", cost, size)
-            continue
-        names = [n for n, row in backbone.VARIANTS.items() if row == backbone.variant]
-        papers = {} if args.size else PAPER_BACKBONES
-        yield _Row(f"· {part}", cost, size, next(map(papers.get, names), None))
-        if args.by:
-            _, inner = measure(backbone, size, PARTS[args.by](backbone))
-            yield from (_Row(f"·· {path}", cost, size) for path, cost in inner.items())
-    if rest := parameters - whole.parameters:
-        yield _Row("· RoI heads and other parts", Cost(rest), size, is_counted=False)
+    modules = {part: [module] for part, module in parts.items()}
+    return detector_rows(name, detector, trunk, modules, args.size, args.by)
 
 
 def _fvcore_cell(name: str, size: tuple[int, int]) -> str:
     from ..analysis.cost import fvcore_flops, num_classes
+    from ..analysis.cost_table import short_number
     from ..registry import build_model
 
-    return _short(fvcore_flops(build_model(name, num_classes=num_classes(name)), size) / 1e9)
-
-
-def _draw_chart(file: str, rows: Iterable[_Row]) -> None:
-    from ..analysis.published import PAPERS, Published, draw_chart
-
-    families: dict[str, dict[str, Published]] = {}
-    for row in rows:
-        name = row.name.strip("`")
-        family, _, short = name.partition("_")
-        family = {"aognet": "AOGNet", "dgnet": "DG-Net"}.get(family, family)
-        family += ", as released" if name.endswith("_released") else ""
-        top1 = getattr(PAPERS.get(name), "top1", None)
-        figures = Published(row.cost.parameters, row.cost.conv_flops, top1)
-        families.setdefault(family, {})[short.removesuffix("_released")] = figures
-    draw_chart(families, file)
-    print(f"The chart is in {file}", file=sys.stderr)
+    return short_number(fvcore_flops(build_model(name, num_classes=num_classes(name)), size) / 1e9)
 
 
 def _prepare_images(args: argparse.Namespace) -> Callable[[], str]:
@@ -252,6 +166,7 @@ def _prepare_images(args: argparse.Namespace) -> Callable[[], str]:
     from tqdm import tqdm
 
     from ..analysis.cost import flops_over_images, num_classes, open_image
+    from ..analysis.cost_table import default_size
     from ..dgnet.connectivity import dynamic_stages
     from ..factory import create_model
     from ..predictions.sources import find_sources
@@ -282,24 +197,3 @@ def _prepare_images(args: argparse.Namespace) -> Callable[[], str]:
         )
 
     return run
-
-
-def feature_table(models: Sequence[str] = ()) -> str:
-    """Channels and strides of models, and their weights; each family's models with weights first.
-
-    Args:
-        models: names; none for all.
-    """
-    from ..registry import feature_info, list_models
-    from ..weights.records import list_weights
-
-    rows = []
-    for name in models or list_models():
-        tags = [f"`{full.removeprefix(f'{name}.')}`" for full in list_weights(f"{name}.*")]
-        infos = [f"{info.channels} / {info.stride}" for info in feature_info(name).values()]
-        infos += ["–"] * (5 - len(infos))
-        rows.append([f"`{name}`", *infos, ", ".join(tags) or "–"])
-    rows.sort(key=lambda row: (row[0].partition("_")[0], row[-1] == "–"))
-    heads = ["model", "stem", "res2", "res3", "res4", "res5", "weights"]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         runs = [read_run(folder) for folder in args.runs]
         name = "report.html" if len(runs) == 1 else f"report_with_{runs[1].name}.html"
         output = Path(args.output or Path(args.runs[0], name))
+        if output.is_dir() or not output.parent.is_dir():
+            raise ValueError(f"--output is {str(output)!r}; give a file in a folder that exists")
         data = read_dataset(args.data) if args.data else None
         with replacing(output) as part:
             part.write_text(render_report(runs, data), encoding="utf-8")

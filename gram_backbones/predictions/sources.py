@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Frame:
     Attributes:
         source: where it is from.
         image: RGB, ``(H, W, 3)``, 8 bits.
-        number: of the frame, from 0; None for an image.
+        number: of the frame, from 0; None for an image. A camera's count by the clock: those that
+            passed while others were computed are left out.
         rate: frames per second; None for an image.
     """
 
@@ -138,15 +140,18 @@ def read_frames(source: Source) -> Iterator[Frame]:
     if source.kind == "image":
         yield Frame(source, read_picture(source.path))
         return
-    number = 0
-    with _opened(source) as video, _interrupted(source.kind == "camera") as stopped:
+    number, camera = 0, source.kind == "camera"
+    with _opened(source) as video, _interrupted(camera) as stopped:
         import cv2
 
         rate = video.get(cv2.CAP_PROP_FPS) or _RATE
+        start = time.monotonic()
         while not stopped.is_set():
             read, pixels = video.read()  # BGR
             if not read:
                 break
+            if camera:
+                number = max(number, round((time.monotonic() - start) * rate))
             yield Frame(source, np.ascontiguousarray(pixels[:, :, ::-1]), number, rate)
             number += 1
     if not number:

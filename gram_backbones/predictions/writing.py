@@ -37,6 +37,7 @@ class DrawnFiles:
         self._folder = folder
         self._source: Source | None = None
         self._video: Any = None
+        self._shown: tuple[int, np.ndarray] | None = None  # number and pixels of the last frame
         self._open = ExitStack()
 
     def __enter__(self) -> DrawnFiles:
@@ -47,6 +48,9 @@ class DrawnFiles:
 
     def write(self, frame: Frame, picture: np.ndarray) -> None:
         """Write a frame as it was drawn, RGB ``(H, W, 3)``; a video's are all of one size.
+
+        Where numbers of frames are left out, the last frame is shown until the next, so that a
+        video is as long as what it shows took.
 
         Raises:
             OSError: the file cannot be written.
@@ -60,7 +64,14 @@ class DrawnFiles:
             self._open.close()
             self._source = frame.source
             self._video = self._open.enter_context(_new_video(path, picture, frame.rate))
-        self._video.write(np.ascontiguousarray(picture[:, :, ::-1]))
+            self._shown = None
+        number, pixels = frame.number or 0, np.ascontiguousarray(picture[:, :, ::-1])
+        if self._shown:
+            last, before = self._shown
+            for _ in range(last + 1, number):
+                self._video.write(before)
+        self._video.write(pixels)
+        self._shown = number, pixels
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 # Seen on white and on black; after Okabe and Ito's palette for all kinds of colour vision.
 COLOURS = ("#2a87d0", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
 _POINTS = 1000  # of a line; a chart is not as many pixels wide
+_INSIDE = 4  # names inside the axes; others are below
 _TEXT = "#010203"  # stands for the page's text colour
 _STYLE = {
     "axes.edgecolor": _TEXT,
@@ -47,7 +49,7 @@ class Line:
 
 def line_chart(
     title: str,
-    lines: Iterable[Line],
+    lines: Sequence[Line],
     *,
     x_label: str,
     limits: tuple[float, float] | None = None,
@@ -85,8 +87,9 @@ def line_chart(
             axes.set(xlim=limits, ylim=(limits[0], limits[1] * 1.02))
         else:
             axes.set_xlim(left=0)
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if any(line.label for line in lines):
-            axes.legend(fontsize=9, handlelength=1.6)
+            _add_legend(axes, sum(bool(line.label) for line in lines))
         file = io.StringIO()
         none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=none)
@@ -105,6 +108,15 @@ def _draw(axes: Any, line: Line) -> None:
         markersize=4,
         label=line.label or None,
     )
+
+
+def _add_legend(axes: Any, count: int) -> None:
+    """Inside the axes, or below where there are so many lines that it would cover some."""
+    if count <= _INSIDE:
+        axes.legend(fontsize=9, handlelength=1.6)
+        return
+    axes.figure.set_figheight(axes.figure.get_figheight() + 0.2 * math.ceil(count / 3))
+    axes.figure.legend(loc="outside lower center", ncols=3, fontsize=9, handlelength=1.6)
 
 
 def _inline(svg: str, title: str) -> str:

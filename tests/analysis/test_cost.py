@@ -14,6 +14,7 @@ from gram_backbones.analysis.cost import (
     measure,
     open_image,
 )
+from gram_backbones.analysis.cost_table import detector_rows
 from gram_backbones.analysis.published import PAPERS, draw_chart, torchvision_figures
 from gram_backbones.dgnet.graph import dynamic_graphs
 from gram_backbones.flops import count_conv_flops, count_parameters
@@ -24,7 +25,9 @@ COUNTS = ("parameters", "trainable", "conv_flops", "flops", "activations", "save
 
 
 @pytest.mark.parametrize("by", PARTS)
-@pytest.mark.parametrize("name", ("aognet_4m", "dgnet_mobilenet_v2"))
+@pytest.mark.parametrize(
+    "name", (pytest.param("aognet_4m", marks=pytest.mark.slow), "dgnet_mobilenet_v2")
+)
 def test_parts_add_up_to_what_a_real_network_computes(name, by):
     model = build_on_meta(name)
     whole, parts = measure(model, (64, 64), PARTS[by](model))
@@ -137,6 +140,19 @@ def test_table_2_of_dg_net_is_beside_its_backbone(capsys):
     assert row[1:3] == ["87.333", "88 G (−0.8 %)"] and row[-1] == "800×1333"
 
 
+def test_a_detector_s_parts_add_up():
+    with torch.device("meta"):
+        backbone, head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        detector = nn.ModuleList([backbone, head, nn.Linear(10, 10, bias=False)])
+    parts = {"backbone": [backbone], "head": [head]}
+    rows = [*detector_rows("mine.yaml", detector, nn.Sequential(backbone, head), parts, (40, 64))]
+    assert [row.name for row in rows[1:]] == ["· backbone", "· head", "· RoI heads and other parts"]
+    assert rows[0].size == (64, 64) and rows[3].cells()[1:3] == ["100", "–"]
+    assert rows[0].cost.parameters == sum(row.cost.parameters for row in rows[1:]) == 112 + 10 + 100
+    assert rows[0].cost.conv_flops == 64 * 64 * (3 * 4 * 9 + 4 * 2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "config", "neck"),
     (

@@ -135,6 +135,15 @@ def test_a_camera_s_frames_end_with_ctrl_c(monkeypatch):
     assert [*frames] == [] and signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_camera_s_frames_count_by_the_clock(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    clock = iter((100.0, 100.0, 100.4, 100.41))  # the first frame took 0.4 s to compute
+    monkeypatch.setattr(sources.time, "monotonic", lambda: next(clock))
+    frames = sources.read_frames(Source("0", "camera"))
+    assert [next(frames).number for _ in range(3)] == [0, 10, 11]  # at 25 frames per second
+    frames.close()
+
+
 def test_pictures_are_read_as_they_are_shown(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -118,6 +118,16 @@ def test_images_become_pictures_and_videos_become_videos(tmp_path):
     assert frames[0].image[..., 0].mean() > 180 and frames[0].image[..., 2].mean() < 20
 
 
+def test_a_frame_is_shown_until_the_next(tmp_path):
+    camera = Source("0", "camera")
+    with DrawnFiles(tmp_path) as files:
+        for number, red in ((2, 250), (6, 50)):
+            files.write(Frame(camera, PIXELS, number, 10.0), np.full((32, 48, 3), red, np.uint8))
+    frames = [*read_frames(find_sources([str(tmp_path / "camera0.mp4")])[0])]
+    assert [frame.image.mean() > 150 for frame in frames] == [True] * 4 + [False]
+
+
+@pytest.mark.slow  # imports MMDetection
 def test_category_ids_are_coco_s_own_for_coco_s_classes():
     mmdet = pytest.importorskip("mmdet.datasets")
     names = mmdet.CocoDataset.METAINFO["classes"]

@@ -15,6 +15,7 @@ pytest.importorskip("pycocotools", reason="pycocotools is not installed")
 pytest.importorskip("supervision", reason="supervision is not installed")
 
 from gram_backbones import cli
+from gram_backbones.report.charts import Line, line_chart
 from gram_backbones.report.page import render_report
 from gram_backbones.report.runs import read_run
 from tests.report.made_runs import make_d2_run, make_data, make_mmdet_run
@@ -66,6 +67,18 @@ def html_of_two(runs):
     return render_report([read_run(folder) for folder in runs[:2]])
 
 
+def test_a_long_legend_is_below_the_chart_and_iterations_are_whole_numbers():
+    def chart(count):
+        lines = [Line([(0, 1.0), (2, 2.0)], f"class {i}") for i in range(count)]
+        return line_chart("precision", lines, x_label="iteration")
+
+    few, many = (
+        float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', chart(count))[1]) for count in (4, 8)
+    )
+    assert many > few + 30
+    assert ">1</text>" in chart(1) and ">0.5</text>" not in chart(1)
+
+
 def test_a_run(html):
     page = Page(html)
     assert tuple(page.sections)[1:] == SECTIONS
@@ -104,6 +117,7 @@ def test_the_report_of_a_long_run_is_small(tmp_path):
     assert "20000 iterations" in html and len(html) < 150_000
 
 
+@pytest.mark.slow
 def test_two_runs(html_of_two):
     page = Page(html_of_two)
     assert "A first and B second" in page.sections["head"]
@@ -154,11 +168,13 @@ def test_the_command(runs, tmp_path, capsys):
         (["data"], "data is not the folder of a run: it has neither"),
         (["first", "second", "mm"], "3 runs are given; a report is of one or two"),
         (["first", "--data", "made=gone.json:images"], "data set made: gone.json does not exist"),
-        (["first", "--output", "gone/page.html"], "No such file or directory"),
+        (["first", "--output", "gone/page.html"], "is 'gone/page.html'; give a file in a folder"),
+        (["first", "--output", "data"], "--output is 'data'; give a file in a folder that exists"),
     ],
 )
 def test_wrong_arguments(runs, arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(runs[0].parent)
+    monkeypatch.setattr("gram_backbones.report.page.evaluate", None)  # nothing is rendered before
     with pytest.raises(SystemExit) as error:
         cli.main(["report", *arguments])
     assert error.value.code == 2 and message in capsys.readouterr().err
