@@ -47,8 +47,8 @@ class UnitQuantiles:
         >>> quantiles = UnitQuantiles()
         >>> for values in np.split(np.arange(1000.0), 4):
         ...     quantiles.add(torch.tensor(values)[None])  # one unit
-        >>> quantiles.above(0.01).round(2), quantiles.reached(0.01)
-        (array([990.]), array([0.01]))
+        >>> quantiles.above(0.01).round(1), quantiles.reached(0.01)  # 990 to 999 reach it
+        (array([989.2]), array([0.01]))
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,8 @@ class UnitQuantiles:
 
     def reached(self, share: float = SHARE) -> np.ndarray:
         """The share of each unit's activations that do reach it, ``(units,)``."""
-        return (self._tails().gather(1, self._border(share)[:, None])[:, 0] / self.count).numpy()
+        tails = self._tails().gather(1, self._border(share)[:, None])[:, 0]
+        return tails.numpy() / self.count
 
     def _tails(self) -> Tensor:
         """How many values are at or above each border, ``(units, BINS + 1)``; at the last, none."""

@@ -74,7 +74,7 @@ def draw_units(
     """
     units = found.best_units()[:_MOST_UNITS]
     columns = found.best_images.shape[1]
-    figure = Figure((2.2 * columns, 2.1 * len(units) + 0.4), layout="constrained")
+    figure = Figure((2.2 * columns, 2.3 * len(units) + 0.4), layout="constrained")
     axes = figure.subplots(len(units), columns, squeeze=False)
     for row, unit in zip(axes, units):
         concept = int(found.iou[unit].argmax())
@@ -82,14 +82,15 @@ def draw_units(
             picture = pictures.picture(int(index))
             maps = unit_maps(model, layer, pictures.as_input(picture))[unit, None]
             threshold = maps.new_tensor(found.thresholds[unit, None])
-            is_on = is_active(maps, threshold, (picture.height, picture.width))[0].cpu().numpy()
+            size = (picture.height, picture.width)
+            is_on = is_active(maps, threshold, size)[0].cpu().numpy()
             shown = np.asarray(picture) * np.where(is_on, 1, 0.35)[:, :, None]
             place.imshow(shown.astype(np.uint8))
-            mask = pictures.masks(int(index), picture)[concept].cpu().numpy()
+            mask = pictures.masks(int(index), size)[concept].cpu().numpy()
             if mask.any():
                 place.contour(mask, [0.5], colors="cyan", linewidths=1)
             place.set(xticks=[], yticks=[])
         iou = found.iou[unit, concept]
-        row[0].set_title(f"unit {unit}: {found.concepts[concept]}, IoU {iou:.2f}", loc="left")
+        row[0].set_title(f"unit {unit}: {found.concepts[concept]}\nIoU {iou:.2f}", loc="left")
     figure.suptitle(title)
     return figure

@@ -61,10 +61,14 @@ class MaskedPictures:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs ``(1, 3, H, W)`` and masks ``(categories, H, W)``, boolean."""
+        """Inputs ``(1, 3, H, W)`` and masks ``(categories, H / 2, W / 2)``, boolean.
+
+        Bau et al. compare at half the size of the input, too: at 112 pixels of 224.
+        """
         for index in range(len(self)):
             picture = self.picture(index)
-            yield self.as_input(picture), self.masks(index, picture)
+            halves = (-(-picture.height // 2), -(-picture.width // 2))
+            yield self.as_input(picture), self.masks(index, halves)
 
     def picture(self, index: int) -> Image.Image:
         """A picture, resized.
@@ -85,8 +89,12 @@ class MaskedPictures:
         """A picture as the network's input ``(1, 3, H, W)``."""
         return normalised(picture, self.preprocessing).to(self.device)
 
-    def masks(self, index: int, picture: Image.Image) -> Tensor:
-        """The masks of all categories ``(categories, H, W)``, boolean, of the picture's size.
+    def masks(self, index: int, size: tuple[int, int]) -> Tensor:
+        """The masks of all categories ``(categories, H, W)``, boolean.
+
+        Args:
+            index: of the picture.
+            size: H and W.
 
         Raises:
             PictureError: a mask cannot be decoded.
@@ -96,7 +104,6 @@ class MaskedPictures:
         for annotation in self._coco.imgToAnns[self._ids[index]]:
             if annotation.get("segmentation"):
                 whole[self._index[annotation["category_id"]]] |= self._decoded(index, annotation)
-        size = (picture.height, picture.width)
         masks = F.interpolate(torch.from_numpy(whole)[None], size, mode="nearest-exact")[0]
         return masks.bool().to(self.device)
 

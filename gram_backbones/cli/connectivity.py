@@ -11,11 +11,13 @@ of its backbone on the inputs that the detector would get.
 The output folder gets mean.png and std.png (Figures 5 and 6), graphs of the first images (Figure
 7), skipped.png, and categories-STAGE.png where categories are known; and the numbers:
 statistics.npz, edges.csv, skipped.csv, and images.csv with a row for every image and threshold.
+Images that cannot be read are named and left out, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -99,21 +101,39 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         with ConnectivityWriter(args.output, stages, categories, args.graphs) as writer:
             for picture, seen in _observed(network, pictures, args.thresholds):
                 writer.add(picture, seen)
+            unread = len(pictures) - writer.skipped.images
+            if unread == len(pictures):
+                raise ValueError(f"none of the {unread} images can be read")
         print(writer.table())
     except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
         # Detectron2 and yacs raise AssertionError and KeyError for wrong files and keys.
         parser.error(str(error.args[-1] if isinstance(error, KeyError) else error))
     print(f"Figures and numbers are in {args.output}")
+    if unread:
+        sys.exit(f"{parser.prog}: {unread} of {len(pictures)} images cannot be read")
 
 
 def _observed(network: _Network, pictures: Sequence, thresholds: Sequence[float]) -> Iterator:
+    """Pictures with what is observed of them; one that cannot be read is named and left out."""
     from tqdm import tqdm
 
     from ..analysis.connectivity import observe
+    from ..data import PictureError
 
-    bar = tqdm(pictures, unit="image", disable=None)
-    inputs = (network.prepare(picture.path) for picture in bar)
-    yield from zip(pictures, observe(network.model, inputs, thresholds))
+    read = []
+
+    def inputs() -> Iterator:
+        for picture in (bar := tqdm(pictures, unit="image", disable=None)):
+            try:
+                prepared = network.prepare(picture.path)
+            except PictureError as error:
+                bar.write(str(error), file=sys.stderr)
+                continue
+            read.append(picture)
+            yield prepared
+
+    for seen in observe(network.model, inputs(), thresholds):  # reads one, then gives it
+        yield read[-1], seen
 
 
 def _named_model(args: argparse.Namespace) -> _Network:

@@ -12,6 +12,7 @@ from gram_backbones import DGNet, cli, record_connectivity
 from gram_backbones.analysis.connectivity import (
     BINS,
     EdgeStatistics,
+    Skipped,
     block_flops,
     observe,
     one_threshold,
@@ -20,6 +21,8 @@ from gram_backbones.analysis.connectivity import (
 from gram_backbones.analysis.pictures import list_pictures, normalised, resized
 from gram_backbones.dgnet.graph import DynamicGraph
 from gram_backbones.flops import count_conv_flops
+
+pytest.importorskip("matplotlib")
 
 
 def varied(name="dgnet_cifar_r20", **options):
@@ -64,6 +67,16 @@ def test_flops_are_those_that_ran(name):
                 assert row.flops - row.skipped_flops == count_conv_flops(model, image)
             skipped.add(row.skipped_blocks)
     assert len(skipped) > 2
+
+
+def test_a_block_that_no_open_edge_feeds_is_skipped():
+    model = DGNet("dgnet_cifar_r20").eval()
+    torch.nn.init.constant_(model.graphs["2"].thresholds[:1], 2.0)
+    (seen,) = observe(model, images(1))
+    # Four edges touch the block. Its convolutions are 3 × 3, 32 to 64 and 64 to 64 channels, at
+    # 8 × 8; the projection beside them feeds the other nodes.
+    flops = 9 * (32 * 64 + 64 * 64) * 64
+    assert seen.skipped == (Skipped(None, 30, 4, 9, 1, 40_550_400, flops),)
 
 
 def test_a_threshold_closes_edges_of_any_gate_and_goes_again():
@@ -140,10 +153,14 @@ def test_the_command_writes_what_was_observed(by_folder, tmp_path, capsys):
     out, weights = tmp_path / "out", tmp_path / "weights.pth"
     model = varied()
     torch.save(model.state_dict(), weights)
-    run(by_folder, "--model", "dgnet_cifar_r20", "--weights", weights, "--output", out,
-        "--thresholds", "0.9", "--graphs", "1")  # fmt: skip
-    assert "| learned |" in capsys.readouterr().out
     pictures, names = list_pictures([str(by_folder)])
+    (by_folder / "cat/00.png").write_text("no picture")
+    with pytest.raises(SystemExit) as ended:
+        run(by_folder, "--model", "dgnet_cifar_r20", "--weights", weights, "--output", out,
+            "--thresholds", "0.9", "--graphs", "1")  # fmt: skip
+    assert str(ended.value).endswith("connectivity: 1 of 5 images cannot be read")
+    said = capsys.readouterr()
+    assert "| learned |" in said.out and f"cannot read picture {by_folder}/cat/00.png" in said.err
     assert names == ("cat", "dog") and [p.categories for p in pictures] == [(0,), (0,), (1,), (1,)]
     inputs = [
         (
@@ -160,6 +177,7 @@ def test_the_command_writes_what_was_observed(by_folder, tmp_path, capsys):
         np.testing.assert_allclose(arrays[f"{stage}/mean"][0], matrices.mean(0), rtol=1e-12)
         np.testing.assert_allclose(arrays[f"{stage}/std"][2], matrices[2:].std(0), atol=1e-12)
     rows = list(csv.DictReader((out / "images.csv").open()))
+    assert [row["image"] for row in rows[::2]] == [str(picture.path) for picture in pictures]
     assert [row["skipped_flops"] for row in rows] == [
         str(row.skipped_flops) for one in seen for row in one.skipped
     ]

@@ -12,7 +12,7 @@ from gram_backbones import AOGNet, cli
 from gram_backbones.cli.explain import MEASURES
 from gram_backbones.preprocessing import CIFAR_RGB
 
-explaining = pytest.importorskip("gram_backbones.analysis.explaining")
+explaining = pytest.importorskip("gram_backbones.analysis.explaining", exc_type=ImportError)
 NAME = "aognet_cifar_s_pruned_lateral"
 
 

@@ -9,7 +9,7 @@ from gram_backbones import cli
 from gram_backbones.analysis.layout import lay_out
 from gram_backbones.grammar import build_graph
 
-drawing = pytest.importorskip("gram_backbones.analysis.drawing")
+drawing = pytest.importorskip("gram_backbones.analysis.drawing", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("pruning", (None, "keep_first", "keep_last"))
