@@ -30,6 +30,8 @@ from .classifier import keyword
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..analysis.connectivity import Observation
+    from ..analysis.pictures import Picture
     from ..dgnet import DGNet
 
 _FILES = "graphs of the first N images (default: 4)"
@@ -113,14 +115,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         sys.exit(f"{parser.prog}: {unread} of {len(pictures)} images cannot be read")
 
 
-def _observed(network: _Network, pictures: Sequence, thresholds: Sequence[float]) -> Iterator:
+def _observed(
+    network: _Network, pictures: Sequence[Picture], thresholds: Sequence[float]
+) -> Iterator[tuple[Picture, Observation]]:
     """Pictures with what is observed of them; one that cannot be read is named and left out."""
     from tqdm import tqdm
 
     from ..analysis.connectivity import observe
     from ..data import PictureError
 
-    read = []
+    read: list[Picture] = []
 
     def inputs() -> Iterator:
         for picture in (bar := tqdm(pictures, unit="image", disable=None)):
