@@ -10,6 +10,8 @@ from typing import Any
 from .masks import mask_problem
 
 _TOLERANCE = 1.0  # pixels that a box may reach over the border, from rounding
+# Fewer boxes that leave their picture may do so by chance; each is warned of.
+_FEWEST_CORNERS = 10
 
 
 def is_id(value: Any) -> bool:
@@ -180,7 +182,8 @@ def _check_together(
     """What only all annotations together show."""
     if annotations and all(annotation["iscrowd"] for annotation in annotations):
         yield "nothing to learn", "every annotation is a crowd (iscrowd 1)"
-    if (count := _count_corners(annotations, images)) * 2 > len(annotations):
+    count = _count_corners(annotations, images)
+    if count >= _FEWEST_CORNERS and count * 2 > len(annotations):
         where = f"{count} of {len(annotations)} boxes leave their picture"
         yield "corner boxes", f"{where}, and all are in it if read as x1, y1, x2, y2"
     shown = {a["image_id"] for a in annotations if not a["iscrowd"]}

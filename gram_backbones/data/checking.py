@@ -37,7 +37,7 @@ KINDS = {
     "box outside the picture": (ERROR, "it has nothing to show"),
     "corner boxes": (ERROR, "boxes are x, y, width, height, not x1, y1, x2, y2"),
     "malformed mask": (ERROR, "the frameworks stop at it, or read another mask"),
-    "invalid polygon": (ERROR, "Detectron2 drops the box; evaluation reads 4 numbers as a box"),
+    "invalid polygon": (ERROR, "training drops it; evaluation of masks stops or reads another"),
     "mask outside the picture": (ERROR, "it has nothing to show"),
     "no mask": (ERROR, "a mask head cannot learn from it, or training stops"),
     "zero box": (WARNING, "the frameworks drop it"),
@@ -46,10 +46,13 @@ KINDS = {
     "class without annotations": (WARNING, "it cannot be learned"),
     "picture listed twice": (WARNING, "it counts twice"),
     "rotated by EXIF": (WARNING, "the frameworks rotate it; check that the boxes fit"),
+    "labels without a picture": (WARNING, "they are not used"),
 }
 # What does not matter where nothing is learned, and where nothing is evaluated.
 _OF_LEARNING = ("nothing to learn", "picture without annotations", "class without annotations")
 _OF_EVALUATION = ("annotation id 0",)
+# What both frameworks leave out of a training, but not of an evaluation.
+_DROPPED = ("invalid polygon",)
 # What a training that leaves out pictures survives.
 _UNREADABLE = ("missing picture", "corrupt picture", "truncated picture", "16-bit picture")
 _SECONDS = 10.0  # that the check before a training spends on a data set's pictures
@@ -161,6 +164,7 @@ def check_data(
     """
     content = load_json(dataset.json_file)
     found = [*annotation_problems(content, masks)]
+    found += [("labels without a picture", file) for file in dataset.without_picture]
     jobs = [
         (os.path.join(dataset.image_root, i["file_name"]), (i["width"], i["height"]))
         for i in usable(content["images"], IMAGE)
@@ -217,7 +221,7 @@ def require_sound(
     reports = []
     for datasets, learns in ((train, True), (val, False)):
         ignored = _OF_EVALUATION if learns else _OF_LEARNING
-        tolerated = _UNREADABLE if learns and skip_unreadable else ()
+        tolerated = _DROPPED + (_UNREADABLE if skip_unreadable else ()) if learns else ()
         for dataset in datasets:
             report = check_data(
                 dataset, masks=masks, pictures=False, seconds=_SECONDS, progress=False

@@ -19,10 +19,12 @@ _FORMS = (
 )
 # What supervision raises where a file is not as it should be.
 _ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, ValueError)
-_SUFFIXES = (".txt", ".xml")  # of annotations in YOLO's and Pascal VOC's format
+_SUFFIXES = {"YOLO": ".txt", "Pascal VOC": ".xml", "LabelMe": ".json"}  # of annotations
 
 
-def convert_folder(folder: str | Path, file: Path, classes: Sequence[str] | None = None) -> Path:
+def convert_folder(
+    folder: str | Path, file: Path, classes: Sequence[str] | None = None
+) -> tuple[Path, tuple[str, ...]]:
     """Write a folder's annotations as COCO JSON.
 
     Args:
@@ -31,7 +33,8 @@ def convert_folder(folder: str | Path, file: Path, classes: Sequence[str] | None
         classes: see :func:`gram_backbones.data.read_dataset`.
 
     Returns:
-        The folder of the pictures.
+        The folder of the pictures, and the annotation files of YOLO and Pascal VOC that have no
+        picture, which supervision passes over.
 
     Raises:
         DataError: the folder is of no known format, or supervision cannot read it.
@@ -61,7 +64,7 @@ def convert_folder(folder: str | Path, file: Path, classes: Sequence[str] | None
     try:
         content = _convert(readers[kind], images, annotations)
     except _ERRORS as error:
-        bad = [] if kind == "LabelMe" else [*_bad_files(readers[kind], images, annotations)]
+        bad = [*_bad_files(kind, readers[kind], images, annotations)]
         reasons = bad or [f"{type(error).__name__}: {error}"]
         raise DataError(
             f"cannot read {folder} in {kind} format:\n    " + "\n    ".join(reasons)
@@ -69,7 +72,17 @@ def convert_folder(folder: str | Path, file: Path, classes: Sequence[str] | None
     if kind != "YOLO":  # whose data.yaml has the order
         _renumber(content, classes, folder)
     write_json(file, content)
-    return images
+    if kind == "LabelMe":  # whose files name their pictures, so that a missing one is found
+        return images, ()
+    stems = {path.stem for path in images.iterdir() if path.suffix != _SUFFIXES[kind]}
+    files = _annotation_files(kind, annotations)
+    return images, tuple(str(path) for path in files if path.stem not in stems)
+
+
+def _annotation_files(kind: str, annotations: Path) -> list[Path]:
+    files = sorted(annotations.glob(f"*{_SUFFIXES[kind]}"))
+    # LabelImg and Label Studio write the list of classes next to YOLO's labels.
+    return [path for path in files if path.name != "classes.txt"]
 
 
 def _convert(read: Callable[..., Any], images: Path, annotations: Path) -> dict[str, Any]:
@@ -81,18 +94,22 @@ def _convert(read: Callable[..., Any], images: Path, annotations: Path) -> dict[
         return load_json(part)
 
 
-def _bad_files(read: Callable[..., Any], images: Path, annotations: Path) -> Iterator[str]:
+def _bad_files(
+    kind: str, read: Callable[..., Any], images: Path, annotations: Path
+) -> Iterator[str]:
     """Every annotation file that cannot be read with its picture, and why.
 
     supervision stops at the first one, so each is read in a folder of its own.
     """
-    pictures = {path.stem: path for path in images.iterdir() if path.suffix not in _SUFFIXES}
-    for file in sorted(path for path in annotations.iterdir() if path.suffix in _SUFFIXES):
+    pictures = {path.stem: path for path in images.iterdir() if path.suffix != _SUFFIXES[kind]}
+    for file in _annotation_files(kind, annotations):
         with TemporaryDirectory() as temporary:
             for path in filter(None, (file, pictures.get(file.stem))):
                 shutil.copy(path, temporary)
+            # LabelMe's files name their pictures, which need not be called like them.
+            own = images if kind == "LabelMe" else Path(temporary)
             try:
-                _convert(read, Path(temporary), Path(temporary))
+                _convert(read, own, Path(temporary))
             except _ERRORS as error:
                 yield f"{file}: {str(error).replace(f'{temporary}/', '')}"
 

@@ -22,7 +22,7 @@ def mask_problem(segmentation: Any, width: float, height: float) -> tuple[str, s
     Examples:
         >>> mask_problem([[1, 1, 5, 1, 5, 5]], 8, 8)
         >>> mask_problem([[1, 1, 5, 5]], 8, 8)
-        ('invalid polygon', '1 of 1 polygons has fewer than 3 points')
+        ('invalid polygon', '1 of 1 polygons has fewer than 3 points or an odd number of...
         >>> mask_problem({"size": [8, 6], "counts": [48]}, 8, 8)
         ('malformed mask', 'the RLE has size [8, 6]; [height, width] is [8, 8]')
     """
@@ -34,11 +34,12 @@ def mask_problem(segmentation: Any, width: float, height: float) -> tuple[str, s
     for polygon in segmentation:
         if reason := _polygon_problem(polygon):
             return "malformed mask", reason
-    if short := sum(len(polygon) < 6 for polygon in segmentation):
-        has = "has" if short == 1 else "have"
+    if bad := sum(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+        has = "has" if bad == 1 else "have"
         return (
             "invalid polygon",
-            f"{short} of {len(segmentation)} polygons {has} fewer than 3 points",
+            f"{bad} of {len(segmentation)} polygons {has} fewer than 3 points or an odd number of "
+            "coordinates",
         )
     for polygon in segmentation:
         if reason := _outside(polygon, width, height):
@@ -53,7 +54,7 @@ def _polygon_problem(polygon: Any) -> str | None:
     numbers = {*map(type, polygon)} <= {int, float}
     if not numbers or not abs(sum(polygon)) <= sys.float_info.max:
         return f"a polygon has coordinates that are no numbers: {polygon[:8]}"
-    return f"a polygon has {len(polygon)} coordinates, an odd number" if len(polygon) % 2 else None
+    return None
 
 
 def _outside(polygon: list[float], width: float, height: float) -> str | None:

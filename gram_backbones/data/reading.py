@@ -30,6 +30,7 @@ class Dataset:
         category_ids: the ids, ascending; they may begin anywhere and have gaps.
         has_masks: whether any annotation has a mask.
         listed: class names in the order of the file.
+        without_picture: annotation files of a converted folder that have no picture.
 
     Examples:
         >>> names = ("cat", "dog")
@@ -44,6 +45,7 @@ class Dataset:
     category_ids: tuple[int, ...]
     has_masks: bool
     listed: tuple[str, ...]
+    without_picture: tuple[str, ...] = ()
 
 
 def read_dataset(
@@ -86,14 +88,15 @@ def read_dataset(
 
         digest = hashlib.sha256(os.path.abspath(places).encode()).hexdigest()[:12]
         file = Path(cache or _default_cache()) / f"{name}-{digest}.json"
-        return read_coco(name, file, convert_folder(places, file, classes))
-    annotations, images = _split_places(places)
-    if not images:
+        images, without_picture = convert_folder(places, file, classes)
+        return replace(read_coco(name, file, images), without_picture=without_picture)
+    annotations, root = _split_places(places)
+    if not root:
         what = "is not a folder" if os.path.exists(places) else "does not exist"
         raise FileNotFoundError(
             f"data set {name}: {places} {what}; give name=annotations.json:images/ or name=folder"
         )
-    return read_coco(name, annotations, images)
+    return read_coco(name, annotations, root)
 
 
 def read_pair(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ BAD_ANNOTATIONS = {
     "zero box": [entry(1, bbox=(2, 2, 0, 5))],
     "box outside the picture": [entry(1, bbox=(40, 2, 5, 5))],
     "box over the border": [entry(1, bbox=(20, 2, 18, 12))],
-    "corner boxes": [entry(i, bbox=(20, 10, 30 - i, 20)) for i in (1, 2, 3)],
+    "corner boxes": [entry(i, bbox=(20, 10, 30 - i % 9, 20)) for i in range(1, 11)],
     "annotation id 0": [entry(0)],
     "malformed mask": [entry(1, segmentation={"a": 1})],
     "mask outside the picture": [entry(1, segmentation=[[40, 2, 50, 2, 50, 9]])],
@@ -151,6 +152,15 @@ def test_bad_annotations_are_found_without_opening_pictures(tmp_path, kind):
     if KINDS[kind][0] == ERROR:
         with pytest.raises(DataError, match=kind):
             require_sound([data], [data], masks=kind == "no mask")
+
+
+def test_an_invalid_polygon_does_not_stop_a_training_which_drops_it(tmp_path):
+    bad = content()
+    bad["annotations"].append(entry(4, segmentation=[[1, 1, 5, 5], *SQUARE]))
+    data = read_dataset(write(tmp_path, bad))
+    assert "warning: invalid polygon, 1 time" in require_sound([data], masks=True)[0]
+    with pytest.raises(DataError, match="error: invalid polygon, 1 time"):
+        require_sound([], [data])
 
 
 @pytest.mark.parametrize("key", ("area", "iscrowd"))
@@ -272,7 +282,7 @@ def test_an_annotation_id_of_0_matters_to_an_evaluation_only(tmp_path):
 
 
 def test_every_kind_is_found_by_a_test_and_in_the_docs():
-    lists = {"duplicate class name", "picture listed twice"}
+    lists = {"duplicate class name", "picture listed twice", "labels without a picture"}
     assert set(KINDS) == {*BAD_ANNOTATIONS, *PICTURES, *lists}
     page = (ROOT / "docs/own-data.md").read_text()
     for kind, (severity, consequence) in KINDS.items():
@@ -321,6 +331,9 @@ def test_an_error_while_a_picture_is_read_names_it_once():
         with naming_picture("outer.jpg"), naming_picture("street.jpg"):
             raise OSError("truncated")
     assert "outer.jpg" not in str(caught.value)
+
+
+LABELS = {"yolo": "labels", "voc": "Annotations", "labelme": "."}
 
 
 def write_folder(folder, kind, names):
@@ -379,10 +392,21 @@ def test_a_yolo_folder_without_classes_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ("yolo", "voc"))
+def test_labels_without_a_picture_are_warned_of(tmp_path, kind):
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    write_folder(tmp_path / "train", kind, ["zebra", "cat", "cat"])
+    next((tmp_path / "train").rglob("1.png")).unlink()
+    (tmp_path / "train" / LABELS[kind] / "classes.txt").write_text("zebra\ncat\n")
+    data = read_dataset(f"my_train={tmp_path}/train", cache=tmp_path)
+    (found,) = (f for f in check_data(data).findings if f.kind == "labels without a picture")
+    assert Path(found.where).stem == "1" and found.severity == "warning"
+
+
+@pytest.mark.parametrize("kind", LABELS)
 def test_all_files_of_a_folder_that_cannot_be_read_are_listed(tmp_path, kind):
     pytest.importorskip("supervision", reason="supervision is not installed")
     write_folder(tmp_path / "train", kind, ["cat"] * 5)
-    files = sorted((tmp_path / "train" / {"yolo": "labels", "voc": "Annotations"}[kind]).iterdir())
+    files = sorted((tmp_path / "train" / LABELS[kind]).glob("*.[tjx]*"))
     files[1].write_text("0 0.5 0.5")
     files[2].write_bytes(b"\xff\xfe\x00")
     (picture,) = (tmp_path / "train").rglob("3.png")
