@@ -80,6 +80,8 @@ def _value(cfg: Config, key: str) -> Any:
 def _kind(value: Any) -> str:
     kinds: dict[str, Any] = {"bool": bool, "number": Number, "text": str, "dict": Mapping}
     kinds["list"] = (list, tuple)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+        return "text"  # metrics and others are one or several
     return next((name for name, kind in kinds.items() if isinstance(value, kind)), "value")
 
 

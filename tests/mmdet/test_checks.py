@@ -29,6 +29,7 @@ from gram_backbones.mmdet.checks import check_changes, check_values
 def test_impossible_values_are_named_by_their_keys(key, value, sentence):
     cfg = Config.fromfile(find_config("mask-rcnn_aognet-12m_fpn_1x_coco", ["mmdet"]))
     check_changes(cfg, {"model.neck.in_channels": "auto", "model.neck.out_channels": 128})
+    check_changes(cfg, {"val_evaluator.metric": "bbox"})
     check_values(cfg)
     with pytest.raises(ValueError, match=sentence):
         check_changes(cfg, {key: value})
