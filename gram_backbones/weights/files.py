@@ -2,6 +2,7 @@
 
 Supported are safetensors, torch's own files of tensors and plain values, MMEngine's checkpoints
 (their tensors only) and Detectron2's ``.pkl`` files of numpy arrays. Everything else is refused.
+`gram_backbones.weights.pickles` is how all but the first are read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
-from .pickles import (
-    WeightError,
-    check_indices,
-    opaque_pickle,
-    read_numpy_pickle,
-    refused_pickle,
-)
+from .pickled import STARTS, read_pickled, read_trusted
+from .pickles import WeightError, opaque_names
 
 
 @dataclass(frozen=True)
@@ -117,64 +112,21 @@ def _read(path: Path, allow_pickle: bool) -> tuple[Any, dict[str, str]]:
         start = file.read(16)
     if len(start) < 9:
         raise WeightError("it is empty or truncated")
-    if start.startswith(b"PK\x03\x04") or zipfile.is_zipfile(path):
-        return _read_torch(path, allow_pickle), {}
-    if start[8:9] == b"{":
+    if start[8:9] == b"{" and not start.startswith(STARTS):
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    if start.startswith(_LEGACY_TORCH):
-        return _read_legacy_torch(path, allow_pickle), {}
-    if start.startswith(b"\x80"):
-        data = path.read_bytes()
-        check_indices(data)
-        return read_numpy_pickle(data, allow_pickle), {}
-    raise WeightError("it is neither safetensors, nor a torch file, nor a Detectron2 pickle")
-
-
-_LEGACY_TORCH = b"\x80\x02\x8a\x0a"  # the magic number that begins torch's files before 1.6
-
-
-def _read_legacy_torch(path: Path, allow_pickle: bool) -> Any:
+    if not start.startswith(STARTS):
+        raise WeightError("it is neither safetensors, nor a torch file, nor a Detectron2 pickle")
     if allow_pickle:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    try:
-        return _load_tensors(path)
-    except pickle.UnpicklingError as error:
-        if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise refused_pickle(needed[1]) from error
-        raise
-
-
-def _read_torch(path: Path, allow_pickle: bool) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        # torch does not compress; a compressed entry would be read as whatever size it claims.
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise WeightError("it is a compressed archive, which torch does not write")
-        pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
-        for entry in pickles:
-            check_indices(archive.read(entry))
-    if allow_pickle:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    try:
-        return _load_tensors(path)
-    except pickle.UnpicklingError:
-        # MMEngine keeps histories and more next to the tensors. They are read as opaque objects:
-        # their types are neither imported nor run.
-        opaque = opaque_pickle()
-        content = torch.load(path, map_location="cpu", pickle_module=opaque, weights_only=False)
-        if opaque.refused and not _is_mmengine(content):
-            raise refused_pickle(", ".join(sorted(opaque.refused)[:3])) from None
-        return content
-
-
-def _load_tensors(path: Path) -> Any:
-    """``torch.load`` of tensors and plain values, without what others allowed in this process."""
-    kept = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    finally:
-        torch.serialization.add_safe_globals(kept)
+        return read_trusted(path), {}
+    content = read_pickled(path)
+    # MMEngine keeps histories and more next to the tensors, which are not needed here.
+    if (names := opaque_names(content)) and not _is_mmengine(content):
+        raise WeightError(
+            f"it is a pickle that needs {', '.join(names[:3])}; allowed are tensors and plain "
+            "values (gram-backbones convert --allow-pickle converts a file that you trust)"
+        )
+    return content, {}
 
 
 def _is_mmengine(content: Any) -> bool:
@@ -220,7 +172,7 @@ def _unwrapped(content: Any, size: int) -> dict[str, Tensor]:
         if isinstance(value, np.ndarray):
             if value.nbytes > size or value.dtype.kind not in "biuf":
                 raise WeightError(f"{name} is a {value.dtype} array of {value.nbytes} bytes")
-            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+            value = torch.from_numpy(value)
         if isinstance(value, Tensor):
             dense = value.layout == torch.strided and value.device.type == "cpu"
             if not dense or value.dtype not in _DTYPES or value.nbytes > 2 * size:
