@@ -1,6 +1,6 @@
 """A run's files, to resume it and to use as a detector's weights.
 
-A checkpoint is a dict of tensors and plain values, read by ``torch.load(weights_only=True)``:
+A checkpoint is a dict of tensors and plain values, of which nothing is run:
 
 - ``state_dict``: the weights to use, under this project's names: the network's, or those of its
   moving average if they had the higher top-1;
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..preprocessing import Preprocessing
+from ..weights import pickled
 from ..weights.fit import match
 
 
@@ -70,15 +71,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it has no ``state_dict``, or holds more than tensors and plain values.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # with a damaged file, torch may raise anything
-        reason = (str(error).strip() or "it is empty").splitlines()[0]
-        raise ValueError(f"cannot read {path}: {reason}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+    content = pickled.read_checkpoint(path)
+    if not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} is not a checkpoint of a classifier: it has no state_dict")
     return content
 

@@ -44,6 +44,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any"
     )
+    parser.add_argument("--trust-checkpoint", action="store_true", help=setup.TRUST)
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS only")
     setup.add_accept_license(parser)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine")
@@ -198,9 +199,11 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> None:
         checkpointer = GramCheckpointer(
             model, cfg.OUTPUT_DIR, heads="exact", classes=cfg.MODEL.CLASSES
         )
+        checkpointer.trust = args.trust_checkpoint
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         GramTrainer.test(cfg, model)
         return
     trainer = GramTrainer(cfg)
+    trainer.checkpointer.trust = args.trust_checkpoint
     trainer.resume_or_load(resume=args.resume)
     trainer.train()

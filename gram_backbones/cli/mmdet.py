@@ -43,9 +43,9 @@ def train_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs="?",
         const="auto",
         metavar="FILE",
-        help="resume from a checkpoint, by default the last one in the work dir, if any; use only "
-        "files that you trust",
+        help="resume from a checkpoint, by default the last one in the work dir, if any",
     )
+    parser.add_argument("--trust-checkpoint", action="store_true", help=setup.TRUST)
     return parser
 
 
@@ -195,6 +195,8 @@ def _prepare_training(args: argparse.Namespace) -> Config:
     elif args.resume and find_latest_checkpoint(cfg.work_dir):
         cfg.resume, cfg.load_from = True, None
     check_checkpoint(cfg.get("load_from"))
+    if args.trust_checkpoint:
+        cfg.trust_checkpoint = True
     if args.amp and not torch.cuda.is_available():
         raise ValueError("--amp needs a GPU")
     prepare_cpu_processes(cfg)

@@ -13,6 +13,7 @@ from ..upstream_warnings import silence_known_warnings
 
 ACCEPT = "GRAM_BACKBONES_ACCEPT_LICENSE"  # as in weights.published, which imports torch
 PLACE = "name=annotations.json:images/ or name=folder of YOLO, Pascal VOC or LabelMe"
+TRUST = "let the checkpoint of --resume run arbitrary code; only for files that you trust"
 Parsers = Mapping[str, Callable[[str], argparse.ArgumentParser]]
 
 

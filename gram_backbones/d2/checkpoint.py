@@ -16,6 +16,7 @@ from ..staged import Variant
 from ..weights.detector import fit_detector, is_required
 from ..weights.files import WeightError, fetch_file, read_classes
 from ..weights.fit import match
+from ..weights.pickled import read_checkpoint
 from ..weights.published import read_weights
 from ..weights.records import is_published
 from .roi_heads import GramRes5ROIHeads
@@ -28,7 +29,8 @@ class GramCheckpointer(DetectionCheckpointer):
       heads. It may have any tensor names that `gram_backbones.weights.fit` recognises.
     - A detector's file fills everything. Predictors for another number of classes keep their
       initial values and are named in the log.
-    - A resumed run restores everything that Detectron2 saved; that file is trusted.
+    - A resumed run restores everything that Detectron2 saved. Nothing in its checkpoint is run,
+      unless ``trust`` allows it.
 
     Detectron2's own class returns normally if no name matches, and the backbone stays random.
 
@@ -40,6 +42,7 @@ class GramCheckpointer(DetectionCheckpointer):
         classes: class names of the data, which are saved with the model; empty if unknown.
 
     Attributes:
+        trust: whether the checkpoint of a resumed run may run arbitrary code; False at first.
         file_classes: class names in the file that was loaded last; empty if it had none.
 
     Raises:
@@ -66,6 +69,7 @@ class GramCheckpointer(DetectionCheckpointer):
         self._accept_license = accept_license
         self._classes = list(classes)
         self._resumes = False
+        self.trust = False
         self.has_loaded = False  # or was asked to load nothing
         self.file_classes: list[str] = []
 
@@ -102,7 +106,8 @@ class GramCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._resumes:
-            return super()._load_file(filename)
+            remedy = "--trust-checkpoint reads a file that you trust"
+            return read_checkpoint(filename, trust=self.trust, remedy=remedy)
         parts = _parts(getattr(self.model, "module", self.model)).values()
         variants = (getattr(part, "variant", None) for part in parts)
         variant = next((row for row in variants if isinstance(row, Variant)), None)

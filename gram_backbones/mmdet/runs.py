@@ -1,22 +1,19 @@
-"""What a run of MMEngine needs before it starts: data root, devices, trusted checkpoints."""
+"""What a run of MMEngine needs before it starts: data root, devices, checkpoints."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import mmdet
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
@@ -41,9 +38,10 @@ from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
 from ..weights.detector import fit_detector
-from ..weights.files import WeightError
+from ..weights.files import WeightError, fetch_file
 from ..weights.published import read_weights
 from .channels import fill_channels
+from .checkpoints import safe_loading
 from .interface import MMDetInterface
 from .own_data import (
     check_annotations,
@@ -139,23 +137,6 @@ def prepare_cpu_processes(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
 
 
-@contextmanager
-def own_checkpoints() -> Iterator[None]:
-    """Let ``torch.load`` read what MMEngine writes next to tensors: histories and numbers.
-
-    From torch 2.6 on it refuses them by default; upstream's MMEngine was written before that, and
-    cannot read its own checkpoints. `gram_backbones.weights.files` is as strict inside as outside.
-    """
-    core = getattr(np, "_core", None) or np.core  # its name before numpy 2
-    multiarray = core.multiarray
-    types = {type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u1", "?")}
-    known = [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
-    # A history names its methods by getattr. That lets a file call more than tensors need: what is
-    # read here is trusted.
-    with torch.serialization.safe_globals([*known, *types, defaultdict, getattr]):
-        yield
-
-
 @RUNNERS.register_module()
 class GramRunner(Runner):
     """MMEngine's runner, strict about what it loads, whose resumed runs repeat (`.replay`).
@@ -164,7 +145,8 @@ class GramRunner(Runner):
     fills the whole detector; a file of a backbone alone, or of another detector, is refused. Only
     before training may predictors of another number of classes keep their start.
     With ``deploy = True`` in the config a deployed copy is tested, see `gram_backbones.fused`.
-    A resumed run reads MMEngine's own checkpoint, which is trusted, and restores every tensor.
+    A resumed run restores every tensor. Its checkpoint is read in the same way, as are local files
+    of the detector's own ``init_cfg``; ``trust_checkpoint = True`` in the config lets it run code.
     Training starts with a check of the annotations and classes. A picture that cannot be read ends
     it after the weights were saved; so does SIGTERM, with exit code 143. With ``skip_unreadable =
     True`` in the config the picture is left out of training, and counted in the log.
@@ -385,6 +367,10 @@ class GramRunner(Runner):
         loop.run = run_with_lines
         return loop
 
+    def _init_model_weights(self) -> None:
+        with safe_loading():
+            super()._init_model_weights()
+
     def load_or_resume(self) -> None:
         """MMEngine's; then every weight file that was asked for has been found."""
         super().load_or_resume()
@@ -392,12 +378,12 @@ class GramRunner(Runner):
             if module.missing_file:
                 raise WeightError(module.missing_file)
 
-    def resume(self, *args, **kwargs) -> None:
+    def resume(self, filename: str, *args, **kwargs) -> None:
         """MMEngine's, with every tensor of the model restored."""
         self._resumes = True
         try:
-            with own_checkpoints():
-                super().resume(*args, **kwargs)
+            with safe_loading(self.cfg.get("trust_checkpoint", False)):
+                super().resume(str(fetch_file(filename)), *args, **kwargs)
         finally:
             self._resumes = False
 

@@ -53,7 +53,11 @@ def read_trusted(path: Path) -> Any:
 
 
 def read_checkpoint(
-    path: str | Path, *, trust: bool = False, finishers: Mapping[str, Finisher] | None = None
+    path: str | Path,
+    *,
+    trust: bool = False,
+    finishers: Mapping[str, Finisher] | None = None,
+    remedy: str = "",
 ) -> dict[str, Any]:
     """All of a run's checkpoint, to go on from it: tensors on the CPU, arrays and plain values.
 
@@ -61,6 +65,7 @@ def read_checkpoint(
         path: torch's file.
         trust: let the file run arbitrary code.
         finishers: see :func:`gram_backbones.weights.pickles.load_pickle`.
+        remedy: what to do about a file that needs more, for the message.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -85,7 +90,7 @@ def read_checkpoint(
     if names := opaque_names(content):
         raise WeightError(
             f"cannot read {path}: it needs {', '.join(names[:3])}; allowed are tensors, arrays and "
-            "plain values"
+            f"plain values{remedy and f' ({remedy})'}"
         )
     if not isinstance(content, dict):
         raise WeightError(f"cannot read {path}: it holds a {type(content).__name__}, not a dict")

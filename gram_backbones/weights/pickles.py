@@ -326,6 +326,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "builtins.set": _plain_set,
     "__builtin__.set": _plain_set,
     "_codecs.encode": _latin_bytes,
+    "collections.defaultdict": lambda *factory: {},
     "torch.Size": tuple,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
