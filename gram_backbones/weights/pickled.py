@@ -12,7 +12,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -36,9 +36,10 @@ def read_pickled(path: Path, finishers: Mapping[str, Finisher] | None = None) ->
         start = file.read(len(_LEGACY_TORCH))
         if start.startswith(_ZIP):
             return _read_archive(file, path.stat().st_size, finishers)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            data = cast(IO[bytes], mapped)
             if start == _LEGACY_TORCH:
-                return _read_legacy(data, finishers)
+                return _read_legacy(data, len(mapped), finishers)
             return load_pickle(data, finishers=finishers)
 
 
@@ -120,7 +121,7 @@ class _Storages:
 
     def fill(self, key: str, source: IO[bytes]) -> None:
         """Read a storage's bytes."""
-        buffer = memoryview(self.buffers[key].numpy())
+        buffer = memoryview(cast(Any, self.buffers[key].numpy()))
         done = 0
         while done < len(buffer):
             chunk = source.read(min(len(buffer) - done, 1 << 20))
@@ -159,12 +160,12 @@ def _read_archive(file: IO[bytes], size: int, finishers: Mapping[str, Finisher] 
         return content
 
 
-def _read_legacy(data: mmap.mmap, finishers: Mapping[str, Finisher] | None) -> Any:
+def _read_legacy(data: IO[bytes], size: int, finishers: Mapping[str, Finisher] | None) -> Any:
     """Five pickles, then the storages in the order of the last one."""
     _magic, _version, system = (load_pickle(data) for _ in range(3))
     if not system["little_endian"]:
         raise WeightError("its numbers are big-endian; allowed is little-endian")
-    storages = _Storages(len(data))
+    storages = _Storages(size)
     content = load_pickle(data, storages.claim, finishers)
     for key in load_pickle(data):
         (numel,) = struct.unpack("<q", data.read(8))

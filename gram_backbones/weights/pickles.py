@@ -124,7 +124,7 @@ class _Interpreter:
                 raise WeightError(f"it is a pickle with {name}, which no plain value needs")
         return self._stack.pop()
 
-    def _remembered(self, index: int) -> Any:
+    def _remembered(self, index: Any) -> Any:
         value = self._memo[index]
         if isinstance(value, Opaque) and value.built is not None:
             value = self._memo[index] = value.built
