@@ -106,6 +106,7 @@ class _Interpreter:
         self._memo: dict[int, Any] = {}
 
     def run(self, stream: IO[bytes]) -> Any:
+        argument: Any
         for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if step == MAX_STEPS:
                 raise WeightError(f"it is a pickle of more than {MAX_STEPS} steps")
@@ -124,7 +125,7 @@ class _Interpreter:
                 raise WeightError(f"it is a pickle with {name}, which no plain value needs")
         return self._stack.pop()
 
-    def _remembered(self, index: Any) -> Any:
+    def _remembered(self, index: int) -> Any:
         value = self._memo[index]
         if isinstance(value, Opaque) and value.built is not None:
             value = self._memo[index] = value.built

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from gram_backbones.weights.files import (
     write_weight_file,
 )
 from gram_backbones.weights.fit import fitting_models
+from tests.weights.exploits import write_exploits
 from tests.weights.fuzz import fuzz
 from tests.weights.test_loading import TINY, settled
 
@@ -275,7 +277,7 @@ def test_a_record_of_other_images_is_warned_about_and_handed_on(tmp_path, caplog
 
 @pytest.mark.slow
 def test_mutated_files_end_in_success_or_our_error():
-    outcomes = fuzz(150)
+    outcomes, *_ = fuzz(150)
     assert outcomes["refused"] > 100 and sum(outcomes.values()) == 150
 
 
@@ -369,3 +371,66 @@ def test_a_deeper_network_s_file_names_the_deeper_model_alone():
     state = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in deeper.items()}
     with pytest.raises(WeightError, match="left over: layer1.2.*its tensors fit dgnet_r34$"):
         load_weights(DGNet("dgnet_r18"), state)
+
+
+def hash_bomb(folder):
+    """A key of tuples in tuples: hashing it would take 2**60 steps."""
+    nested = b"K\x01\x85q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))
+    (folder / "f.pkl").write_bytes(b"\x80\x02}" + nested + b"K\x01s.")
+    return folder / "f.pkl"
+
+
+def repeated_array(folder):
+    """One array under many names, which was copied for each of them."""
+    array = np.zeros(1 << 10, dtype=np.float32)
+    content = {"model": {f"w{n}": array for n in range(1 << 10)}}
+    (folder / "f.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    return folder / "f.pkl"
+
+
+def lying_storage(folder, **options):
+    """A storage of four elements that claims more than two billion."""
+    torch.save({"w": torch.zeros(4)}, folder / "f.pth", **options)
+    data = (folder / "f.pth").read_bytes()
+    at = data.index(b"K\x04", data.index(b"cpu"))
+    data = data[:at] + b"J\xff\xff\xff\x7f" + data[at + 2 :]
+    if not options:
+        with (
+            zipfile.ZipFile(folder / "f.pth") as plain,
+            zipfile.ZipFile(folder / "g.pth", "w") as lying,
+        ):
+            for name in plain.namelist():
+                content = plain.read(name)
+                claim = content.replace(b"K\x04tq\x07", b"J\xff\xff\xff\x7ftq\x07")
+                lying.writestr(name, claim)
+        return folder / "g.pth"
+    (folder / "f.pth").write_bytes(data)
+    return folder / "f.pth"
+
+
+def test_a_legacy_torch_file_has_the_bound_of_the_others(tmp_path):
+    """Bug: a torch file of before 1.6 could claim any amount of memory."""
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        with pytest.raises(WeightError, match="claims 8589934588 bytes for tensor"):
+            read_weight_file(lying_storage(tmp_path, **options))
+
+
+def test_keys_that_would_take_forever_are_refused(tmp_path):
+    """Bug: reading a file of 500 bytes did not end."""
+    with pytest.raises(WeightError, match="a tuple as a key"):
+        read_weight_file(hash_bomb(tmp_path))
+
+
+def test_an_array_under_many_names_is_in_memory_once(tmp_path):
+    """Bug: each name had a copy, so that a small file took any amount of memory."""
+    tensors = read_weight_file(repeated_array(tmp_path)).tensors
+    assert len({tensor.data_ptr() for tensor in tensors.values()}) == 1
+
+
+def test_hostile_files_are_refused_and_run_nothing(tmp_path):
+    """A sample; tests/reliability/check_weight_files.py takes them all."""
+    mark = tmp_path / "mark"
+    for name, file in islice(write_exploits(tmp_path, str(mark)), 0, None, 40):
+        with pytest.raises(WeightError):
+            read_weight_file(file)
+        assert not mark.exists(), name
