@@ -277,7 +277,8 @@ def test_a_record_of_other_images_is_warned_about_and_handed_on(tmp_path, caplog
 
 @pytest.mark.slow
 def test_mutated_files_end_in_success_or_our_error():
-    outcomes, *_ = fuzz(150)
+    outcomes, seconds, memory = fuzz(150)
+    print(dict(outcomes), f"longest {seconds:.2f} s, most memory {memory >> 20} MB")
     assert outcomes["refused"] > 100 and sum(outcomes.values()) == 150
 
 
