@@ -105,6 +105,7 @@ def test_cells_have_one_size_whatever_the_images(monkeypatch):
     ("arguments", "sentence"),
     (
         ([], "give a config"),
+        ([D2, "--output", __file__], "test_browse.py is a file; it must be a folder"),
         ([D2, "--count", "0"], "--count is 0; allowed are 1 to 60"),
         ([D2, "--seed", "-1"], "--seed is -1; it must be at least 0"),
         (["mask_rcnn_dgnet_r5_fpn_1x"], "did you mean 'mask_rcnn_dgnet_r50_fpn_1x'"),

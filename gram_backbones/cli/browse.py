@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         parser.error(f"--count is {args.count}; allowed are 1 to {_MOST}")
     if args.seed < 0:
         parser.error(f"--seed is {args.seed}; it must be at least 0")
+    if Path(args.output).exists() and not Path(args.output).is_dir():
+        parser.error(f"--output {args.output} is a file; it must be a folder")
     try:
         is_mmdet = find_config(config).suffix == ".py"
         if is_mmdet and args.words:

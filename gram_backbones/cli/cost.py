@@ -68,9 +68,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
-    if not found or not int(found[1]):
+    size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not all(size):
         raise argparse.ArgumentTypeError(f"{text!r} is no size; allowed are 224 or 800x1333")
-    return int(found[1]), int(found[2] or found[1])
+    return size
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

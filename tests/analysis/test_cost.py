@@ -175,6 +175,7 @@ def test_both_frameworks_detectors_cost_the_same(capsys, module, config, neck):
     ("arguments", "sentence"),
     (
         (["aognet_4m", "--size", "0"], "'0' is no size; allowed are 224 or 800x1333"),
+        (["aognet_4m", "--size", "32x0"], "'32x0' is no size; allowed are 224 or 800x1333"),
         (["aognet_4m", "--size", "3"], "images of 3×3 pixels do not fit: "),
         (["aognet_4m", "--batch", "0"], "--batch is 0; it must be at least 1"),
         (["aognet_4m", "--weights", "w.pth"], "--weights is for --images, which is not given"),
