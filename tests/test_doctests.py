@@ -1,6 +1,7 @@
 """The examples in docstrings."""
 
 import doctest
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -61,7 +62,10 @@ def test_examples_of_docstrings(name, monkeypatch):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     result = runner.run(EXAMPLES[name], out=report.append, clear_globs=False)
     assert result.attempted
-    assert not result.failed, "".join(report)
+    said = "".join(report)
+    if missing := re.search(r"ImportError: (.*gram-backbones\[.*)", said):
+        pytest.skip(missing[1])
+    assert not result.failed, said
 
 
 @pytest.mark.parametrize("name", gram_backbones.__all__)

@@ -169,24 +169,24 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_the_command_compares_networks_of_different_width(demo, tmp_path, capsys):
+def test_the_command_compares_layers_of_different_width(demo, tmp_path, capsys):
     out = tmp_path / "out"
-    run(f"demo={demo}/val.json:{demo}/val", "--model", "dgnet_cifar_r20", "dgnet_r18", "--layer",
-        "res4", "--size", "96", "--iou", "0.001", "--output", out)  # fmt: skip
+    run(f"demo={demo}/val.json:{demo}/val", "--model", "dgnet_cifar_r20", "dgnet_cifar_r20",
+        "--layer", "res3", "res4", "--size", "96", "--iou", "0.001", "--output", out)  # fmt: skip
     assert "| network | units | detectors | unique concepts |" in capsys.readouterr().out
     rows = list(csv.DictReader((out / "networks.csv").open()))
     assert [(row["network"], row["units"]) for row in rows] == [
-        ("dgnet_cifar_r20", "64"),
-        ("dgnet_r18", "256"),
+        ("dgnet_cifar_r20-res3", "32"),
+        ("dgnet_cifar_r20-res4", "64"),
     ]
     units = list(csv.DictReader((out / "units.csv").open()))
-    assert len(units) == 64 + 256
+    assert len(units) == 32 + 64
     for row in rows:
         own = [u for u in units if u["network"] == row["network"] and u["detects"] == "True"]
         assert len(own) == int(row["detectors"]) > 0
         assert len({u["concept"] for u in own}) == int(row["unique_concepts"])
     assert {file.suffix for file in out.iterdir()} == {".csv", ".png"}
-    assert (out / "units-dgnet_r18.png").stat().st_size > 1e4
+    assert (out / "units-dgnet_cifar_r20-res4.png").stat().st_size > 1e4
 
 
 @pytest.mark.parametrize(
