@@ -175,7 +175,7 @@ def feature_table(models: Sequence[str] = ()) -> str:
         A table in Markdown.
 
     Examples:
-        >>> print(feature_table(["dgnet_r18"]).splitlines()[-1][:40])
+        >>> print(feature_table(["dgnet_r18"]).splitlines()[-1][:39])
         | `dgnet_r18` | 64 / 4 | 64 / 4 | 128 /
     """
     rows = []
