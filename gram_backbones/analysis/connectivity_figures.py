@@ -156,7 +156,8 @@ def draw_graphs(picture: np.ndarray, matrices: Mapping[str, np.ndarray], title: 
     """
     deepest = max(map(len, matrices.values()))
     height = max(4.0, 0.42 * deepest)
-    figure = Figure((4 + 2 * len(matrices), height), layout="constrained")
+    width = max(2.0, 0.36 * height)  # arcs are as wide as they are long, and would be cut off
+    figure = Figure((4 + width * len(matrices), height), layout="constrained")
     ratios = [2.2, *[1] * len(matrices)]
     left, *axes = figure.subplots(1, 1 + len(matrices), width_ratios=ratios)
     left.imshow(picture)
