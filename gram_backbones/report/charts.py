@@ -87,7 +87,7 @@ def line_chart(
             axes.set(xlim=limits, ylim=(limits[0], limits[1] * 1.02))
         else:
             axes.set_xlim(left=0)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params("x", integer=True)
         if any(line.label for line in lines):
             _add_legend(axes, sum(bool(line.label) for line in lines))
         file = io.StringIO()
