@@ -242,7 +242,7 @@ class _Interpreter:
 
 _VALUES = frozenset(
     "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BINBYTES SHORT_BINBYTES BINBYTES8 BINSTRING SHORT_BINSTRING".split()
+    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 BINSTRING SHORT_BINSTRING".split()
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -290,12 +290,17 @@ def _array(arguments: tuple, state: tuple) -> np.ndarray:
     return np.array(flat.reshape(shape, order="F" if is_fortran else "C"))
 
 
+def _from_buffer(data: bytearray, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """An array as protocol 5 stores it."""
+    return np.array(_numbers(dtype, data).reshape(shape, order=order))  # type: ignore[call-overload]
+
+
 def _scalar(dtype: np.dtype, data: bytes | str) -> np.generic:
     (value,) = _numbers(dtype, data)
     return value
 
 
-def _numbers(dtype: np.dtype, data: bytes | str) -> np.ndarray:
+def _numbers(dtype: np.dtype, data: bytes | bytearray | str) -> np.ndarray:
     """The flat array of a buffer, in the machine's byte order."""
     if not isinstance(dtype, np.dtype):
         raise WeightError("it holds an array of an unknown type")
@@ -333,6 +338,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     **dict.fromkeys(_numpy_names("scalar"), _scalar),
+    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
 }
 _FINISHERS: dict[str, Finisher] = {
     "numpy.dtype": _dtype,

@@ -159,6 +159,14 @@ def test_pickles_of_python_2_and_of_other_numpys_are_read(tmp_path):
         assert torch.equal(read_weight_file(tmp_path / name).tensors["w"], torch.tensor(array))
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_of_every_binary_protocol_are_read(protocol, tmp_path):
+    arrays = {"c": np.arange(6.0).reshape(2, 3), "f": np.asfortranarray(np.ones((2, 3)))}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol=protocol))
+    read = read_weight_file(tmp_path / "a.pkl").tensors
+    assert all(torch.equal(read[name], torch.tensor(array)) for name, array in arrays.items())
+
+
 def memo_bomb(folder):
     (folder / "f.pkl").write_bytes(b"\x80\x02}r" + struct.pack("<I", 1 << 31) + b".")
     return folder / "f.pkl"
