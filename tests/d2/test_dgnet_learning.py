@@ -19,7 +19,7 @@ from tests.conftest import check_ended_well
 from tests.d2.test_engine import run_tool
 
 SHORT = (
-    "SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 150 SOLVER.STEPS (110,135) SOLVER.BASE_LR 0.02 "
+    "SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 240 SOLVER.STEPS (180,220) SOLVER.BASE_LR 0.02 "
     "SOLVER.CHECKPOINT_PERIOD 1000 TEST.PICTURES.NUM 0"
 ).split()
 
