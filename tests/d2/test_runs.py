@@ -164,14 +164,14 @@ def test_predict_draws_every_image_and_writes_what_it_found(cfg, demo, tmp_path,
     found = json.loads((tmp_path / "o/predictions.json").read_text())
     assert [*found] == [str(image) for image in images] and len(images) == 4
     for image in images:
-        assert cv2.imread(str(tmp_path / "o" / image.name)).shape == (160, 160, 3)
+        assert cv2.imread(str(tmp_path / "o" / image.name)).shape == (424, 400, 3)  # and a title
         boxes, scores, classes = (found[str(image)][k] for k in ("boxes", "scores", "classes"))
         assert len(boxes) == len(scores) == len(classes) > 0
         assert all(0 <= x <= 160 for box in boxes for x in box) and {*classes} <= {0, 1, 2, 3}
     assert f"4/4 {images[3]}: " in capsys.readouterr().out
     (tmp_path / "junk.jpg").write_bytes(b"junk")
     arguments[2:3] = [tmp_path / "junk.jpg", images[0]]
-    with pytest.raises(SystemExit, match="1 of 2 images cannot be read"):
+    with pytest.raises(SystemExit, match="1 of 2 inputs cannot be read"):
         cli.main(["predict", *map(str, arguments)])
     assert f"1/2 cannot read picture {tmp_path / 'junk.jpg'}: " in capsys.readouterr().err
     assert [*json.loads((tmp_path / "o/predictions.json").read_text())] == [str(images[0])]
