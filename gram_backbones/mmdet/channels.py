@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
+from mmengine.registry import DefaultScope
 
 from .interface import MMDetBackbone
 
@@ -116,4 +117,6 @@ def _backbone_channels(backbone: Mapping[str, Any]) -> list[int]:
 def _built(part: Mapping[str, Any]) -> Any:
     """A backbone or shared head without memory for its weights, to ask for its channels."""
     with torch.device("meta"):
-        return MODELS.build({**part, "init_cfg": None})
+        # Another scope may be the default, of a runner that this process had before.
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            return MODELS.build({**part, "init_cfg": None})

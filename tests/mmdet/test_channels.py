@@ -10,6 +10,7 @@ pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from gram_backbones.mmdet import GramRunner, channels, fill_channels
 from tests.conftest import ROOT
@@ -87,3 +88,11 @@ def test_a_run_builds_and_keeps_the_filled_config(tmp_path):
 
 def test_the_example():
     assert doctest.testmod(channels) == (0, 3)
+
+
+def test_another_default_scope_does_not_matter():
+    neck = dict(type="FPN", in_channels="auto", out_channels=8, num_outs=5)
+    backbone = dict(type="AOGNet", variant="aognet_4m")
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        filled = fill_channels(dict(backbone=backbone, neck=neck))
+    assert filled["neck"]["in_channels"][-1] == 640
