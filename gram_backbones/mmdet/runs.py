@@ -169,6 +169,7 @@ class GramRunner(Runner):
     _evaluates = False
     _started = 0
     _heads = "exact"
+    _termination = Termination()  # until a training begins, nobody waits for the signal
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """MMEngine's, without the messages of `gram_backbones.upstream_warnings`."""
