@@ -51,6 +51,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _default_scope(monkeypatch):
+    """A runner of MMEngine leaves its scope to the next test, where no detector is found then."""
+    if registry := sys.modules.get("mmengine.registry"):
+        scopes = registry.DefaultScope
+        monkeypatch.setattr(scopes, "_instance_dict", scopes._instance_dict.copy())
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory):
     """The project's wheel, installed into a folder of its own."""

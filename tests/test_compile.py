@@ -16,7 +16,7 @@ NAMES = (
     pytest.param("aognet_cifar_s_pruned_lateral", marks=pytest.mark.slow),
     pytest.param("dgnet_regnety_600m", marks=pytest.mark.slow),
 )
-SIZES = ((160, 192), (224, 160), (192, 256))
+SIZES = ((320, 352), (384, 320), (352, 416))
 
 
 @pytest.mark.parametrize(

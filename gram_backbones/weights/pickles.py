@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
@@ -266,6 +266,13 @@ def _ordered(pairs: list[list] | tuple = ()) -> OrderedDict:
     return OrderedDict((_plain(key), value) for key, value in pairs)
 
 
+def _counter(counts: dict) -> Counter:
+    """The milestones of a learning rate schedule, for instance."""
+    if not isinstance(counts, dict):
+        raise WeightError(f"it counts a {type(counts).__name__}")
+    return Counter(counts)
+
+
 def _plain_set(items: list | tuple = ()) -> set:
     return {_plain(item) for item in items}
 
@@ -329,6 +336,7 @@ def _numpy_names(name: str) -> Iterator[str]:
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
+    "collections.Counter": _counter,
     "builtins.set": _plain_set,
     "__builtin__.set": _plain_set,
     "_codecs.encode": _latin_bytes,

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
 from gram_backbones.mmdet.checkpoints import safe_loading
@@ -36,6 +37,28 @@ def test_histories_and_numbers_are_read(tmp_path):
         content = CheckpointLoader.load_checkpoint(file)
     content["loss"].update(5.0)
     assert content["loss"].mean() == 3 and content["best"] == 0.5
+
+
+SCHEDULES = {
+    "MultiStepLR": dict(milestones=[8, 11]),
+    "LinearLR": {},
+    "CosineAnnealingLR": dict(T_max=8),
+    "CosineRestartLR": dict(periods=[4, 4], restart_weights=[1, 1], eta_min=0.0),
+    "ReduceOnPlateauLR": dict(monitor="loss"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rate_schedules_are_read(name, tmp_path):
+    """Bug: milestones are a Counter, so that no run of a 1x config could be resumed."""
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1, momentum=0.9)
+    schedule = dict(type=name, optimizer=optimizer, **SCHEDULES[name])
+    state = PARAM_SCHEDULERS.build(schedule).state_dict()
+    file = write(tmp_path, param_schedulers=[state], optimizer=optimizer.state_dict())
+    with safe_loading():
+        content = CheckpointLoader.load_checkpoint(file)
+    assert content["param_schedulers"] == [state]
+    assert type(content["param_schedulers"][0].get("milestones")) is type(state.get("milestones"))
 
 
 def test_code_runs_only_in_a_trusted_checkpoint(tmp_path):

@@ -13,7 +13,7 @@ import mmdet
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from gram_backbones.mmdet.runs import GramRunner
@@ -23,12 +23,6 @@ from tests.mmdet.test_runs import ROOT, SMALL_MASK_RCNN, demo, run, write_config
 # ruff: noqa: F811 (fixtures are arguments)
 
 SEVERAL = 2  # loader workers
-
-
-@pytest.fixture(autouse=True)
-def _default_scope(monkeypatch):
-    """A runner makes its registry the default of the process; other tests expect MMDetection's."""
-    monkeypatch.setattr(DefaultScope, "_instance_dict", DefaultScope._instance_dict.copy())
 
 
 @TRANSFORMS.register_module()

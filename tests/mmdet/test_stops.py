@@ -13,7 +13,7 @@ pytest.importorskip("detectron2", reason="its part of the package draws the data
 
 from mmengine.hooks import Hook
 
-from tests.mmdet.test_replay import _default_scope, assert_same_end, make_runner, train  # noqa: F401
+from tests.mmdet.test_replay import assert_same_end, make_runner, train
 from tests.mmdet.test_runs import ROOT, SMALL_MASK_RCNN, demo, run, write_config  # noqa: F401
 
 BASE = ROOT / "mmdet_configs/mask_rcnn/mask-rcnn_aognet-12m_fpn_1x_coco.py"
