@@ -24,6 +24,8 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .versions import OLDEST, check_version
+
 try:
     import timm  # the library: imports are absolute
     from timm.layers import create_classifier, get_norm_layer
@@ -43,9 +45,11 @@ try:
     from timm.models._features_fx import FeatureGraphNet
 except ImportError as error:
     raise ImportError(
-        f"gram_backbones.timm needs timm 1.0.15 or newer, which does not import here ({error}): "
-        "pip install 'timm>=1.0.15'"
+        f"gram_backbones.timm needs timm {OLDEST['timm']} or newer, which does not import here "
+        f"({error}): pip install 'timm>={OLDEST['timm']}'"
     ) from error
+else:
+    check_version("timm", timm.__version__)
 
 from .aognet import AOGNet
 from .dgnet import DGNet

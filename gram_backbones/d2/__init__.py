@@ -1,12 +1,16 @@
 """Detectron2 adapter: ``import gram_backbones.d2`` registers the backbones and RoI heads."""
 
+from ..versions import check_version
+
 try:
-    import detectron2  # noqa: F401
+    import detectron2
 except ImportError as error:
     raise ImportError(
         "gram_backbones.d2 needs Detectron2, which is not installed: install it as its "
         "documentation describes, or run tools/setup.sh in a checkout of gram_backbones"
     ) from error
+else:
+    check_version("detectron2", detectron2.__version__)
 
 from ..weights.files import WeightError
 from .aognet import (

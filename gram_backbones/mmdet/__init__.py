@@ -5,14 +5,18 @@ In a config::
     custom_imports = dict(imports=['gram_backbones.mmdet'], allow_failed_imports=False)
 """
 
+from ..versions import check_version
+
 try:
-    import mmdet  # noqa: F401
+    import mmdet  # the library: imports are absolute
 except ImportError as error:
     raise ImportError(
         "gram_backbones.mmdet needs MMDetection 3, which is not installed: install "
         "onedl-mmdetection or mmdet as their documentation describes, or run tools/setup.sh in a "
         "checkout of gram_backbones"
     ) from error
+else:
+    check_version("mmdet", mmdet.__version__)
 
 from .aognet import AOGNetBackbone, AOGNetStage
 from .channels import fill_channels
