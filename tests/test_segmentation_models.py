@@ -19,15 +19,6 @@ DECODERS = (smp.Unet, smp.FPN, smp.UPerNet)
 CLASSES = 3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Images are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(decoder, name, **kwargs):
     return decoder(encoder_name=f"tu-{name}", encoder_weights=None, classes=CLASSES, **kwargs)
 

@@ -28,15 +28,6 @@ SMALL = ("aognet_4m", "dgnet_r18", "dgnet_mobilenet_v2", "dgnet_regnety_600m")
 LISTED = "9583ebfd"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Images are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def randomised(model):
     """Fresh norms hide what they scale by 0 or 1."""
     for module in model.modules():

@@ -114,15 +114,6 @@ HEADS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Images are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @torch.no_grad()
 def randomised(model):
     """Fresh norms hide what they scale by 0 or 1; DETR's frozen ones are no BatchNorm2d."""

@@ -14,7 +14,7 @@ pytest.importorskip("mmdet", reason="MMDetection is not installed")
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from gram_backbones.d2.demo_dataset import make_demo_dataset
-from tests.classification.test_training import make_folder
+from tests.classification.tiny import make_folder
 from tests.conftest import check_ended_well
 from tests.d2.test_engine import DEMO, SMALL
 from tests.mmdet.test_runs import SMALL_MASK_RCNN, write_config

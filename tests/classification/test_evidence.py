@@ -14,7 +14,8 @@ pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from gram_backbones import create_model
-from tests.classification.test_training import ROOT, load_tool
+from tests.classification.tiny import load_tool
+from tests.conftest import ROOT
 
 # In place of python: writes down its arguments, and the files of a run that ended.
 _RECORDER = """#!/usr/bin/env bash

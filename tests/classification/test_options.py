@@ -18,28 +18,14 @@ from gram_backbones.classification.engine import evaluate
 from gram_backbones.classification.recipes import RECIPES
 from gram_backbones.dgnet.connectivity import summarise
 from gram_backbones.preprocessing import CIFAR_RGB
-from tests.classification.test_training import (  # noqa: F401 (the fixture applies here too)
+from tests.classification.tiny import (
     CPU,
-    TOOL,
     call,
-    load_tool,
-    make_folder,
     refused,
     same,
-    tiny_model,
     tiny_recipe,
     trainer,
 )
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("few"), 4, 3)
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return load_tool(TOOL)
 
 
 def arguments(few, output, *more):

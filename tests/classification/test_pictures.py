@@ -9,25 +9,11 @@ pytest.importorskip("timm", reason="timm is not installed")
 
 from gram_backbones.classification.checkpoint import read_checkpoint
 from gram_backbones.data import PictureError
-from tests.classification.test_training import (  # noqa: F401 (the fixture applies here too)
-    TOOL,
-    load_tool,
-    make_folder,
+from tests.classification.tiny import (
     refused,
-    tiny_model,
     tiny_recipe,
     trainer,
 )
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("few"), 4, 3)
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return load_tool(TOOL)
 
 
 @pytest.mark.parametrize("workers", (0, pytest.param(1, marks=pytest.mark.slow)))

@@ -27,15 +27,6 @@ RGB = Preprocessing((120.0, 60.0, 90.0), (50.0, 40.0, 30.0), "RGB")
 BGR = Preprocessing((90.0, 60.0, 120.0), (30.0, 40.0, 50.0), "BGR")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Images are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny(classes=3):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)

@@ -1,113 +1,32 @@
-"""Training classifiers: loops, resume, processes, files, and the command line."""
+"""Training classifiers: loops, resume, processes and files."""
 
-import importlib.util
 import json
 import math
 import os
 import random
-import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 pytest.importorskip("timm", reason="timm is not installed")
 
-from gram_backbones import AOGNet, create_model
-from gram_backbones.aognet import AOGNetVariant
+from gram_backbones import create_model
 from gram_backbones.classification import engine
-from gram_backbones.classification.building import (
-    RunConfig,
-)
+from gram_backbones.classification.building import RunConfig
 from gram_backbones.classification.checkpoint import read_checkpoint
-from gram_backbones.classification.data import (
-    open_datasets,
-)
+from gram_backbones.classification.data import open_datasets
 from gram_backbones.classification.engine import Evaluation, Trainer
 from gram_backbones.classification.processes import Processes
-from gram_backbones.classification.recipes import RECIPES, find_recipe
-from gram_backbones.preprocessing import CIFAR_RGB, IMAGENET_RGB
-from gram_backbones.weights.files import write_weight_file
-from gram_backbones.weights.loading import load_weights
-from tests.conftest import check_ended_well
-
-ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools/train_classifier.py"
-CPU = Processes(0, 1, torch.device("cpu"))
-TINY = AOGNetVariant(
-    (2, 2, 2),
-    (1, 1, 1),
-    (8, 16, 24, 32),
-    ("keep_first", "keep_last", "keep_first"),
-    stem="cifar",
-    preprocessing=CIFAR_RGB,
-)
-SHAPES = ("bar", "box", "disc", "ring")
-
-
-@pytest.fixture(autouse=True)
-def tiny_model(monkeypatch):
-    """A network of CIFAR's kind that learns in seconds, as ``aognet_tiny``."""
-    monkeypatch.setitem(AOGNet.VARIANTS, "aognet_tiny", TINY)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # many small convolutions: more threads only wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
-def draw(shape, rng):
-    """A picture of 32 pixels with one bright shape on a dark ground."""
-    image = Image.new("RGB", (32, 32), tuple(rng.randrange(100) for _ in range(3)))
-    pen, colour = ImageDraw.Draw(image), tuple(rng.randrange(150, 256) for _ in range(3))
-    r, x, y = rng.uniform(7, 11), rng.uniform(12, 20), rng.uniform(12, 20)
-    if shape == "bar":
-        pen.rectangle((x - r, y - 2, x + r, y + 2), colour)
-    elif shape == "box":
-        pen.rectangle((x - r, y - r, x + r, y + r), colour)
-    elif shape == "disc":
-        pen.ellipse((x - r, y - r, x + r, y + r), colour)
-    else:
-        pen.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=2)
-    return image
-
-
-def make_folder(root, train, val):
-    """A folder of drawn shapes, ``train`` and ``val`` pictures of each."""
-    rng = random.Random(0)
-    for split, count in (("train", train), ("val", val)):
-        for shape in SHAPES:
-            folder = root / split / shape
-            folder.mkdir(parents=True)
-            for i in range(count):
-                draw(shape, rng).save(folder / f"{i}.png")
-    return root
+from gram_backbones.preprocessing import CIFAR_RGB
+from tests.classification.tiny import CPU, make_folder, same, tiny_recipe, trainer
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("shapes"), 48, 16)
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("few"), 4, 3)
-
-
-def tiny_recipe(**changes):
-    recipe = replace(RECIPES["aognet_cifar"], image_size=16, epochs=2, warmup_epochs=0.5)
-    return replace(recipe, **changes)
-
-
-def trainer(root, output, recipe, *, batch=8, lr=0.1, resume=None, **changes):
-    train, val = open_datasets(root, "folder", recipe, CIFAR_RGB)
-    config = RunConfig("aognet_tiny", "folder", recipe, 4, batch, lr=lr, **changes)
-    return Trainer(config, train, val, output, CPU, resume=resume)
 
 
 def test_a_small_network_learns_shapes_and_the_files_say_so(shapes, tmp_path):
@@ -228,18 +147,6 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(few, tmp_path, monkeypatc
     assert not same(other, whole)
     lines = (tmp_path / "parts/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
-
-
-def same(a, b):
-    """Whether two checkpoints have equal values, the speed of training and the seed aside."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        aside = {"images_per_second", "seconds", "seed"}
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a.keys() - aside)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def test_a_run_is_continued_only_as_what_it_was(few, tmp_path):
@@ -371,149 +278,3 @@ def test_the_batch_must_divide_among_the_processes(few, tmp_path):
     config = RunConfig("aognet_tiny", "folder", recipe, 4, 8)
     with pytest.raises(ValueError, match="batch_size is 8; it must be a multiple of 3"):
         Trainer(config, *sets, tmp_path, Processes(0, 3, torch.device("cpu")))
-
-
-# Command line
-
-
-def load_tool(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return load_tool(TOOL)
-
-
-def call(tool, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["train_classifier.py", *map(str, arguments)])
-    tool.main()
-
-
-def refused(tool, monkeypatch, *arguments):
-    """The one sentence that the tool stops with; python exits with 1 for a text."""
-    with pytest.raises(SystemExit) as stopped:
-        call(tool, monkeypatch, *arguments)
-    assert isinstance(stopped.value.code, str) and "\n" not in stopped.value.code
-    return stopped.value.code
-
-
-def test_refused_command_lines(tool, monkeypatch, few, tmp_path):
-    out = ("--output", tmp_path / "out", "--workers", 0)
-    data = ("--data", few, *out)
-    said = refused(tool, monkeypatch, "--model", "resnet50", *data)
-    assert "no model named 'resnet50'" in said and "aognet_12m" in said
-    said = refused(tool, monkeypatch, "--model", "aognet_4m", "--recipe", "fast", *data)
-    assert "no recipe named 'fast'" in said and "aognet_imagenet" in said
-    said = refused(tool, monkeypatch, "--model", "aognet_4m", *data)
-    assert "16 training images do not fill one batch of 1024" in said
-    said = refused(tool, monkeypatch, "--model", "aognet_4m", "--epochs", 0, *data)
-    assert "epochs is 0" in said
-    nowhere = tmp_path / "nowhere"
-    said = refused(tool, monkeypatch, "--model", "aognet_4m", "--data", nowhere, *out)
-    assert f"there is no folder {nowhere / 'train'}" in said
-    cifar = ("--model", "aognet_cifar_full", "--dataset", "cifar10", "--data", nowhere)
-    assert "cifar-10-batches-py" in refused(tool, monkeypatch, *cifar, *out)
-    said = refused(tool, monkeypatch, "--model", "aognet_tiny", "--eval-only", *data)
-    assert f"there is no weight file {tmp_path / 'out/last.pth'}" in said
-    assert not (tmp_path / "out").exists() and not nowhere.exists()
-
-
-def test_folders_that_are_not_whole_are_refused(tool, monkeypatch, few, tmp_path):
-    root = shutil.copytree(few, tmp_path / "data")
-    arguments = ("--model", "aognet_tiny", "--data", root, "--output", tmp_path / "out")
-    (root / "val/extra").mkdir()
-    said = refused(tool, monkeypatch, *arguments)
-    assert f"{root / 'val'}" in said and "extra" in said  # a class without images
-    shutil.copy(root / "val/box/0.png", root / "val/extra")
-    assert "only one of them has extra" in refused(tool, monkeypatch, *arguments)
-    shutil.rmtree(root / "val")
-    assert f"there is no folder {root / 'val'}" in refused(tool, monkeypatch, *arguments)
-
-
-def test_the_tool_runs_by_its_defaults_and_resumes(tool, monkeypatch, few, tmp_path, capsys):
-    """The recipe's 300 epochs apart: overrides reach the run, and a second call goes on."""
-    arguments = ("--model", "aognet_tiny", "--recipe", "aognet_cifar", "--data", few)
-    arguments += ("--batch-size", 8, "--img-size", 16, "--workers", 0, "--seed", 3, "--no-ema")
-    arguments += ("--output", tmp_path / "out", "--epochs", 2, "--amp", "bf16")
-    call(tool, monkeypatch, *arguments)
-    content = read_checkpoint(tmp_path / "out/last.pth")
-    config = content["training"]["config"]
-    wanted = dict(epochs=2, batch_size=8, image_size=16, seed=3, amp="bf16", ema_decay=None)
-    assert {key: config[key] for key in wanted} == wanted
-    assert config["lr"] == pytest.approx(0.1 * 8 / 128)
-    assert content["training"]["ema"] is None
-    assert "already contains a run" in refused(tool, monkeypatch, *arguments)
-    call(tool, monkeypatch, *arguments, "--resume")
-    capsys.readouterr()
-    call(tool, monkeypatch, *arguments, "--eval-only")
-    said = capsys.readouterr().out
-    assert f"top-1 {content['meta']['top1']}, top-5 100.00" in said
-    file = tmp_path / "converted.safetensors"  # any weight file is evaluated
-    write_weight_file(file, content["state_dict"], {}, "state_dict")
-    call(tool, monkeypatch, *arguments, "--eval-only", "--resume", file)
-    assert capsys.readouterr().out == said
-    content["state_dict"]["fc.bias"][0] = float("nan")
-    write_weight_file(file, content["state_dict"], {}, "state_dict")
-    said = refused(tool, monkeypatch, *arguments, "--eval-only", "--resume", file)
-    assert "not finite: fc.bias" in said
-
-
-@pytest.fixture(scope="module")
-def fewest(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("fewest"), 2, 1)
-
-
-def run_tool(*arguments, launcher=()):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", *map(str, launcher), str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
-
-
-@pytest.mark.slow
-def test_an_imagenet_backbone_s_last_checkpoint_fills_a_detector_s(fewest, tmp_path):
-    done = run_tool(
-        *("--model", "aognet_4m", "--data", fewest, "--img-size", 64, "--epochs", 1),
-        *("--batch-size", 4, "--workers", 0, "--output", tmp_path),
-    )
-    check_ended_well(done)
-    assert "epoch 1/1: loss" in done.stdout
-    state = read_checkpoint(tmp_path / "last.pth")["state_dict"]
-    backbone = AOGNet("aognet_4m")
-    load_weights(backbone, tmp_path / "last.pth")
-    own = backbone.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in own.items())
-    assert state.keys() - own.keys() == {"fc.weight", "fc.bias"}
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_work(few, tmp_path, check_gloo_ended):
-    arguments = ("--model", "dgnet_r18", "--data", few, "--img-size", 32, "--batch-size", 8)
-    arguments += ("--workers", 0, "--output", tmp_path)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    done = run_tool(*arguments, "--epochs", 2, launcher=torchrun)
-    check_ended_well(done)
-    check_gloo_ended()
-    content = read_checkpoint(tmp_path / "last.pth")
-    assert content["training"]["updates"] == 4  # 2 epochs, 16 images, 2 × 4 at a time
-    assert done.stdout.count("epoch 2/2") == 1  # one of them writes
-    # One process finds what two found together: no image was counted twice, statistics are shared.
-    recipe = find_recipe("dgnet_r18", "folder").with_changes(image_size=32)
-    val = open_datasets(few, "folder", recipe, IMAGENET_RGB)[1]
-    config = RunConfig("dgnet_r18", "folder", recipe, 4, 5)
-    found = Evaluation(config, val, tmp_path / "last.pth", CPU).run()
-    line = content["training"]["history"][-1]
-    prefix = "ema_" if content["meta"]["weights"] == "moving average" else ""
-    for key, value in found.items():
-        assert line[prefix + key] == pytest.approx(value, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_the_exit_code_of_a_refusal_is_one():
-    done = run_tool("--model", "aognet_5m", "--data", "nowhere")
-    assert done.returncode == 1
-    assert done.stderr.startswith("train_classifier.py: there is no model named 'aognet_5m'")
-    assert done.stderr.count("\n") == 1

@@ -26,7 +26,7 @@ from gram_backbones.report.comparison import (
     to_markdown,
     write_table,
 )
-from tests.classification.test_training import load_tool
+from tests.classification.tiny import load_tool
 from tests.conftest import ROOT, check_ended_well
 
 ROWS = "resnet18 resnet50 aognet_4m dgnet_r18_chain dgnet_r18_static dgnet_r18_dynamic".split()
