@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FROZEN_NORMS: set[type[nn.Module]] = {FrozenBatchNorm2d}
 _BATCH_NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 _CHANNELS_LAST = (torch.float32, torch.bfloat16, torch.float16)
+_ONLY_INFERS = "a deployed network only infers; train the one it was made from"
 _unfused = 0  # contexts of unfused that are open
 # Convolution -> what its fused weight and bias were made of, and these two.
 _CACHE: WeakKeyDictionary[nn.Module, tuple[_Sources, Tensor, Tensor]] = WeakKeyDictionary()
@@ -41,7 +42,13 @@ class KeepsFused(nn.Module):
     """Mixin of networks and stages: a change of mode drops the fused weights that are kept."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; weights that were written to behind autograd's back count again."""
+        """Set the mode; weights that were written to behind autograd's back count again.
+
+        Raises:
+            ValueError: ``mode`` is True in a deployed network, which stays in evaluation mode.
+        """
+        if mode and is_deployed(self):
+            raise ValueError(_ONLY_INFERS)
         super().train(mode)
         forget_fused(self)
         return self
@@ -211,7 +218,7 @@ class FusedConv(nn.Module):
             ValueError: ``mode`` is True.
         """
         if mode:
-            raise ValueError("a deployed network only infers; train the one it was made from")
+            raise ValueError(_ONLY_INFERS)
         return super().train(mode)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
@@ -399,6 +406,21 @@ def unfused() -> Iterator[None]:
         yield
     finally:
         _unfused -= 1
+
+
+def as_now() -> AbstractContextManager:
+    """A context to enter later, in which operators are fused, or not, as at this call."""
+    return _with_unfused(_unfused)
+
+
+@contextmanager
+def _with_unfused(contexts: int) -> Iterator[None]:
+    global _unfused
+    before, _unfused = _unfused, contexts
+    try:
+        yield
+    finally:
+        _unfused = before
 
 
 def forget_fused(module: nn.Module) -> None:

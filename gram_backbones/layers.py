@@ -1,9 +1,8 @@
-"""Layers shared by all families: norms by name, checkpointing that keeps BN statistics right."""
+"""Layers shared by all families: norms by name, stochastic depth, freezing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,6 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 Norm = str | Callable[[int], nn.Module]
@@ -101,41 +99,6 @@ def has_fixed_parts(module: nn.Module) -> bool:
     norms = (m for m in module.modules() if getattr(m, "running_mean", None) is not None)
     fixed = any(not (isinstance(m, _NormBase) and m.training) for m in norms)
     return fixed or not all(p.requires_grad for p in module.parameters())
-
-
-def recompute(
-    module: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """``module(x)`` without keeping its activations: they are computed again for the backward pass.
-
-    The second pass leaves the module's buffers as the first one set them; BN statistics would
-    otherwise be updated twice. Gradients and buffers equal those of a plain call.
-
-    Args:
-        module: holds all parameters and buffers that the computation uses.
-        x: its input.
-        run: what to compute, where that is only a part of the module.
-    """
-    run = module if run is None else run
-    if not torch.is_grad_enabled():
-        return run(x)
-    return checkpoint(
-        run,
-        x,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _unchanged_buffers(module)),
-    )
-
-
-@contextmanager
-def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    # `.data`: the version counters must not move, autograd may hold these very buffers.
-    kept = [(buffer, buffer.data.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.data.copy_(value)
 
 
 def is_traced(x: Tensor) -> bool:

@@ -16,7 +16,6 @@ from .fused import (
     deploy,
     fast_format,
     format_of,
-    is_deployed,
     run,
     sequential_chains,
 )
@@ -358,8 +357,6 @@ class StagedBackbone(KeepsFused):
         Raises:
             ValueError: a deployed network is to train.
         """
-        if mode and is_deployed(self):
-            raise ValueError("a deployed network only infers; train the one it was made from")
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()

@@ -86,8 +86,9 @@ def test_closed_edges_are_left_out_as_before():
         assert error(model.deploy()(x), model(x)) < 1e-5
 
 
-def test_it_does_not_train_and_takes_no_weights():
-    model, x = small("aognet_4m", num_classes=10)
+@pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18"))
+def test_it_does_not_train_and_takes_no_weights(name):
+    model, x = small(name, num_classes=10)
     fast = model.deploy()
     assert model.training and not fast.training
     with pytest.raises(ValueError, match="a deployed network only infers"):

@@ -22,7 +22,8 @@ from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from ..fused import KeepsFused, cut, has_hooks, relu, run, run_all, sequential_chains
 from ..grammar import AndOrGraph, NodeType, Step, Term
-from ..layers import Norm, init_scale, recompute, resolve_norm, stochastic_depth
+from ..layers import Norm, init_scale, resolve_norm, stochastic_depth
+from ..recompute import recompute
 from ..staged import FEATURES, StagedBackbone
 from .variants import VARIANTS, AOGNetVariant
 

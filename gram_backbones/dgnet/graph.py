@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fused import has_hooks, run
-from ..layers import Norm, recompute, resolve_norm
+from ..layers import Norm, resolve_norm
+from ..recompute import recompute
 from .blocks import accept_shortcut, call_with_shortcut, parts_of, require_known_parts
 from .skipping import can_skip, run_open_edges
 from .sums import ValidSizes, mean_over_valid, weighted_sum

@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from gram_backbones import AOGNet, create_model, list_models
 from gram_backbones.aognet import VARIANTS, AOGBlock, AOGNetVariant, AOGStage
 from gram_backbones.flops import count_conv_flops, count_parameters
+from gram_backbones.fused import unfused
 from gram_backbones.grammar import build_graph
 from gram_backbones.layers import has_fixed_parts
 
@@ -287,6 +288,15 @@ def test_checkpointing_recomputes():
     with torch.no_grad():
         model(images())
     assert len(calls) == 3
+
+
+def test_checkpointing_recomputes_in_the_form_of_the_forward_pass():
+    """Bug: a backward pass after unfused() had ended recomputed other activations, and raised."""
+    model = AOGNet(TINY_PAPER, with_cp=True, norm="FrozenBN")
+    with unfused():
+        loss = model(images())["res5"].square().sum()
+    loss.backward()
+    assert model.res4.blocks[0].ops[0].conv2[0].weight.grad.isfinite().all()
 
 
 def test_checkpointing_saves_memory():
