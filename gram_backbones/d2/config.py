@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from math import inf
 from operator import getitem
+from types import NoneType
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -43,8 +45,9 @@ def merge_config(cfg: CfgNode, file: str, changes: Sequence[str] = ()) -> None:
     """Merge a file and ``KEY VALUE`` pairs into a config; a misspelt key is told what it may mean.
 
     Raises:
-        ValueError: there is no such key.
+        ValueError: there is no such key, or its value is None in place of one that is needed.
     """
+    types = {key: type(_value(cfg, key)) for key in _keys(cfg)}
     try:
         cfg.merge_from_file(file)
         cfg.merge_from_list(list(changes))
@@ -54,6 +57,9 @@ def merge_config(cfg: CfgNode, file: str, changes: Sequence[str] = ()) -> None:
             raise
         key = found[1]
         raise ValueError(f"there is no key {key}{did_you_mean(key, _keys(cfg))}") from None
+    for key, kind in types.items():  # yacs lets None replace a value of any type
+        if _value(cfg, key) is None and kind is not NoneType:
+            raise ValueError(f"{key} is None; allowed is a value of type {kind.__name__}")
 
 
 # Least and largest values of numbers whose mistakes would show late, or far from their cause.
@@ -79,7 +85,7 @@ def check_values(cfg: CfgNode) -> None:
         ValueError: a value is not possible; the message names its key.
     """
     for key, (least, most) in _RANGES.items():
-        value = reduce(getitem, key.split("."), cfg)
+        value = _value(cfg, key)
         if not least <= value <= most:
             allowed = f"{least} and more" if most == inf else f"{least} to {most}"
             raise ValueError(f"{key} is {value}; allowed are {allowed}")
@@ -100,6 +106,16 @@ def check_values(cfg: CfgNode) -> None:
             raise ValueError(
                 f"MODEL.{key}.IN_FEATURES is {wanted}; allowed are the pyramid's maps, {maps}"
             )
+    pooled = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    first = maps.index(pooled[0])
+    if pooled != maps[first : first + len(pooled)]:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES is {pooled}; allowed are consecutive ones of {maps}"
+        )
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(getitem, key.split("."), cfg)
 
 
 def _keys(cfg: CfgNode) -> Iterator[str]:

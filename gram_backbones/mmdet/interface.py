@@ -159,12 +159,14 @@ class MMDetBackbone(MMDetInterface):
     ):
         stages = FEATURES[1:]
         allowed = tuple(range(len(stages)))
-        if not set(out_indices) <= set(allowed):
+        wanted = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+        known = all(index in allowed for index in wanted)
+        if not (wanted and known and len({*wanted}) == len(wanted)):
             raise ValueError(
-                f"out_indices is {tuple(out_indices)}; allowed are distinct indices out of "
+                f"out_indices is {wanted or out_indices}; allowed are distinct indices out of "
                 f"{allowed}, counted as MMDetection's ResNet does: 0 is 'res2'"
             )
-        features = tuple(stages[index] for index in out_indices)
+        features = tuple(stages[index] for index in wanted)
         super().__init__(variant, out_features=features, frozen_stages=frozen_stages, **kwargs)
         self.by_index = True
 

@@ -106,6 +106,7 @@ def test_default_predictor_on_an_image_file(name, bf16):
         (("MODEL.FPN.IN_FEATURES", []), "FPN.IN_FEATURES is"),
         (("MODEL.RPN.IN_FEATURES", ["p2", "p9"]), r"RPN.IN_FEATURES is .* maps, .'p2',.*'p6'"),
         (("MODEL.ROI_HEADS.IN_FEATURES", []), "MODEL.ROI_HEADS.IN_FEATURES is"),
+        (("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p4"]), "ROI_HEADS.IN_FEATURES .* consecutive"),
     ),
 )
 def test_impossible_values_are_named_by_their_keys(change, sentence):

@@ -153,6 +153,16 @@ def test_misspelt_keys_are_told_what_they_may_mean(text, changes, meant, tmp_pat
         gram.get_config_file("mask_rcnn_aognet12_fpn_1x")
 
 
+@pytest.mark.parametrize("text", ("", "TEST: {EVAL_PERIOD: }"))
+def test_none_does_not_replace_a_number(text, tmp_path):
+    """yacs lets it, and the training would fail after its first iteration."""
+    (tmp_path / "c.yaml").write_text(text or "SEED: 1")
+    cfg = small_config("demo_mask_rcnn_aognet4m_fpn")  # noqa: F811
+    changes = [] if text else ["TEST.EVAL_PERIOD", "None"]
+    with pytest.raises(ValueError, match="TEST.EVAL_PERIOD is None; allowed is .* of type int"):
+        merge_config(cfg, str(tmp_path / "c.yaml"), changes)
+
+
 @pytest.mark.slow
 def test_predict_draws_every_image_and_writes_what_it_found(cfg, demo, tmp_path, capsys):  # noqa: F811
     cfg.DATASETS.TEST = ()

@@ -183,7 +183,9 @@ def test_checkpointing_gives_the_same_gradients(type_):
     (
         (dict(variant="aognet_13m"), "aognet_13m.*aognet_12m"),
         (dict(out_indices=(0, 4)), r"\(0, 4\).*\(0, 1, 2, 3\)"),
-        (dict(out_indices=()), "allowed are"),
+        (dict(out_indices=()), r"out_indices is \(\); allowed are"),
+        (dict(out_indices=3), "out_indices is 3; allowed are"),
+        (dict(out_indices=(1, 1)), r"out_indices is \(1, 1\); allowed are distinct"),
         (dict(frozen_stages=5), "frozen_stages is 5; allowed are -1 to 4"),
         (dict(norm_cfg=dict(type="XN")), "XN.*SyncBN"),
         (dict(norm_cfg=dict(eps=1)), "eps.*SyncBN"),

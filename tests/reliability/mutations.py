@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 def misspelt(word: str, draw: random.Random) -> str:
     """A word with a letter left out or two swapped."""
     at = draw.randrange(1, len(word) - 1)
-    if draw.random() < 0.5:
+    if word[at - 1] == word[at] or draw.random() < 0.5:
         return word[:at] + word[at + 1 :]
     return word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :]
 
