@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_api
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ..atomic import replacing
@@ -183,6 +182,8 @@ def _coco_instance(found: Instances, i: int) -> dict[str, Any]:
     if found.scores is not None:
         row["score"] = found.scores[i]
     if found.masks is not None:
+        from pycocotools import mask as mask_api  # comes with the frameworks, not with the core
+
         rle = mask_api.encode(np.asfortranarray(found.masks[i].numpy(), np.uint8))
         row["segmentation"] = {**rle, "counts": rle["counts"].decode()}
     return row

@@ -154,7 +154,13 @@ def _read_row(name: str, runs: dict[int, Path]) -> Row:
 
 
 def _check_same_schedule(runs: Sequence[Path]) -> None:
-    import yaml
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(
+            "configs are compared by PyYAML, which is not installed: "
+            "pip install gram-backbones[analysis]"
+        ) from error
 
     configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs]
     for run, config in zip(runs, configs):

@@ -156,7 +156,7 @@ def _import_pycocotools() -> tuple[Any, Any]:
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise ImportError(
-            "AP takes pycocotools, which is not installed: pip install pycocotools"
+            "AP takes pycocotools, which is not installed: pip install gram-backbones[analysis]"
         ) from error
     return COCO, COCOeval
 
