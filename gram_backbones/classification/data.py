@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import datasets, transforms
 
 from ..data import naming_picture
+from ..lost_processes import LOADER_TIMEOUT, guard_loader
 from ..preprocessing import Preprocessing
 from .recipes import Recipe
 
@@ -167,7 +168,14 @@ def count_images(images: Dataset) -> int:
 
 
 def training_loader(
-    images: Dataset, batch: int, *, seed: int, rank: int = 0, count: int = 1, **options
+    images: Dataset,
+    batch: int,
+    *,
+    seed: int,
+    rank: int = 0,
+    count: int = 1,
+    timeout: int = LOADER_TIMEOUT,
+    **options,
 ) -> DataLoader:
     """Batches of one process. Their order depends only on the seed and the sampler's epoch.
 
@@ -176,6 +184,7 @@ def training_loader(
         batch: images per batch of this process; an incomplete last batch is dropped.
         seed: seed of the order.
         rank, count: rank of this process and number of processes.
+        timeout: longest wait in seconds for a batch of the workers.
         options: further arguments of torch's ``DataLoader``.
 
     Raises:
@@ -187,12 +196,19 @@ def training_loader(
             "use a smaller batch size"
         )
     sampler: DistributedSampler = DistributedSampler(images, count, rank, seed=seed)
-    return DataLoader(images, batch, sampler=sampler, drop_last=True, **options)
+    loader = DataLoader(images, batch, sampler=sampler, drop_last=True, **options)
+    return guard_loader(loader, timeout)
 
 
 def evaluation_loader(
-    images: Dataset, batch: int, *, rank: int = 0, count: int = 1, **options
+    images: Dataset,
+    batch: int,
+    *,
+    rank: int = 0,
+    count: int = 1,
+    timeout: int = LOADER_TIMEOUT,
+    **options,
 ) -> DataLoader:
     """Every ``count``-th image from ``rank`` on, so that the processes share the images."""
     own = Subset(images, range(rank, count_images(images), count))
-    return DataLoader(own, batch, **options)
+    return guard_loader(DataLoader(own, batch, **options), timeout)

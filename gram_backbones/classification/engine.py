@@ -29,6 +29,7 @@ from ..divergence import (
     require_finite,
 )
 from ..heartbeat import progress
+from ..lost_processes import LOADER_TIMEOUT
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..weights.loading import load_classifier_weights, load_weights
@@ -105,6 +106,7 @@ class Evaluation:
         path: weight file of the whole classifier, such as a run's checkpoint.
         processes: rank of this process, their number and the device.
         workers: loader processes per process.
+        timeout: longest wait in seconds for a batch of theirs.
 
     Raises:
         FileNotFoundError, WeightError: see
@@ -119,6 +121,7 @@ class Evaluation:
         processes: Processes,
         *,
         workers: int = 0,
+        timeout: int = LOADER_TIMEOUT,
     ):
         self.config, self.processes = config, processes
         self.model = build_classifier(
@@ -127,8 +130,9 @@ class Evaluation:
         load_classifier_weights(self.model, path)
         self.model.to(processes.device)
         batch = max(1, config.batch_size // processes.count)
-        share = dict(rank=processes.rank, count=processes.count, num_workers=workers)
-        self.loader = evaluation_loader(val_set, batch, **share)
+        share = dict(rank=processes.rank, count=processes.count)
+        options = dict(num_workers=workers, timeout=timeout)
+        self.loader = evaluation_loader(val_set, batch, **share, **options)
         self.images = count_images(val_set)
 
     def run(self) -> dict[str, float]:
@@ -155,6 +159,7 @@ class Trainer:
         output: folder for ``last.pth``, ``best.pth`` and ``metrics.jsonl``.
         processes: rank of this process, their number and the device.
         workers: loader processes per training process.
+        timeout: longest wait in seconds for a batch of theirs.
         resume: checkpoint to resume from. The run may be longer than the checkpoint's: then the
             learning rate goes on along the longer run's schedule.
 
@@ -173,6 +178,7 @@ class Trainer:
         processes: Processes,
         *,
         workers: int = 0,
+        timeout: int = LOADER_TIMEOUT,
         resume: str | Path | None = None,
     ):
         self.config, self.recipe, self.processes = config, config.recipe, processes
@@ -182,7 +188,7 @@ class Trainer:
                 f"{self.output} already contains a run: resume it, or choose another output folder"
             )
         self.resumes = resume is not None
-        self._build_loaders(train_set, val_set, workers)
+        self._build_loaders(train_set, val_set, num_workers=workers, timeout=timeout)
         self._build_training()
         self.epoch, self.updates = 0, 0
         self.history: list[dict[str, Any]] = []
@@ -197,7 +203,7 @@ class Trainer:
         if processes.count > 1:
             self.parallel = DistributedDataParallel(self.model)
 
-    def _build_loaders(self, train_set: Dataset, val_set: Dataset, workers: int) -> None:
+    def _build_loaders(self, train_set: Dataset, val_set: Dataset, **options: int) -> None:
         rank, count = self.processes.rank, self.processes.count
         batch, rest = divmod(self.config.batch_size, count)
         if rest or not batch:
@@ -207,7 +213,7 @@ class Trainer:
             )
         if self.recipe.mixup and batch % 2:
             raise ValueError(f"{batch} images per process; with mixup, the number must be even")
-        share = dict(rank=rank, count=count, num_workers=workers)
+        share: dict[str, Any] = dict(rank=rank, count=count, **options)
         share["pin_memory"] = self.processes.device.type == "cuda"
         self.train_loader = training_loader(train_set, batch, seed=self.config.seed, **share)
         self.val_loader = evaluation_loader(val_set, batch, **share)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from timm.utils import random_seed
-from timm.utils.distributed import init_distributed_device_so
+from timm.utils.distributed import is_distributed_env, world_info_from_env
 from torch import Tensor
 
 from ..distributed import end_processes
+from ..lost_processes import TIMEOUT, end_with_launcher
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,33 @@ class Processes:
 
 
 @contextmanager
-def start_processes() -> Iterator[Processes]:
+def start_processes(timeout: int = TIMEOUT) -> Iterator[Processes]:
     """Join the processes that torchrun started, if any, and end them together.
 
     Objects that hold a DDP model should be freed by the end of the block (see `end_processes`).
+
+    Args:
+        timeout: seconds that a process waits for another one.
     """
-    found = init_distributed_device_so("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if not is_distributed_env():
+        yield Processes(0, 1, torch.device(kind))
+        return
+    end_with_launcher()
+    local, rank, count = world_info_from_env()
+    device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(seconds=timeout),
+    )
     try:
-        yield Processes(found["global_rank"], found["world_size"], torch.device(found["device"]))
+        yield Processes(rank, count, device)
     except BaseException:
-        if found["distributed"]:
-            dist.destroy_process_group()  # alone: others may not have failed
+        dist.destroy_process_group()  # alone: others may not have failed
         raise
     end_processes()
 

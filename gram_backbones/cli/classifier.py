@@ -102,6 +102,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default=min(8, os.cpu_count() or 1),
         help="loader processes per training process; 0 loads in the training process",
     )
+    setup.add_timeout(parser)
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument("--output", help="output folder (default: work_dirs/MODEL-ARGUMENTS)")
     parser.add_argument(
@@ -142,6 +143,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
     from ..classification.processes import primary_first
     from ..classification.recipes import find_recipe
     from ..factory import create_model
+    from ..lost_processes import TIMEOUT
 
     if args.cache and args.workers:
         raise ValueError(
@@ -174,25 +176,28 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
         model_kwargs=args.model_kwargs,
         weights=args.weights,
     )
+    options = dict(workers=args.workers, timeout=(args.timeout or TIMEOUT) // 2)
     if args.eval_only:
-        return Evaluation(config, val_set, args.resume, processes, workers=args.workers).run
+        return Evaluation(config, val_set, args.resume, processes, **options).run
     data = (train_set, val_set)
-    options = dict(workers=args.workers, resume=args.resume)
-    return Trainer(config, *data, args.output, processes, **options).run
+    return Trainer(config, *data, args.output, processes, resume=args.resume, **options).run
 
 
 def run(args: argparse.Namespace, processes: Processes) -> None:
     """Run the job; its errors end the process with a sentence."""
     from ..data import PictureError
     from ..divergence import DivergenceError
+    from ..lost_processes import TIMEOUT, LostProcessError, naming_lost_processes
 
     try:
-        job = prepare(args, processes)
-    except (OSError, ValueError) as error:
+        with naming_lost_processes():
+            job = prepare(args, processes)
+    except (LostProcessError, OSError, ValueError) as error:
         sys.exit(f"{args.prog}: {error}")
     try:
-        job()
-    except (DivergenceError, PictureError) as error:
+        with naming_lost_processes((args.timeout or TIMEOUT) // 2):
+            job()
+    except (DivergenceError, LostProcessError, PictureError) as error:
         sys.exit(f"{args.prog}: {error}")
 
 
@@ -203,7 +208,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     import torch
 
     from ..classification.processes import start_processes
+    from ..lost_processes import TIMEOUT
 
     torch.backends.cudnn.benchmark = True  # all batches of a run have one shape
-    with start_processes() as processes:
+    with start_processes(args.timeout or TIMEOUT) as processes:
         run(args, processes)

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ..config_folders import find_config
@@ -47,6 +48,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--trust-checkpoint", action="store_true", help=setup.TRUST)
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS only")
     setup.add_accept_license(parser)
+    setup.add_timeout(parser)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine")
     parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine")
@@ -91,6 +93,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_gram_backbones_config(cfg)
     file = str(find_config(args.config_file, ["d2"]))
+    if args.timeout:
+        cfg.DATALOADER.TIMEOUT = args.timeout // 2
     merge_config(cfg, file, args.opts)
     cfg = on_available_device(cfg)
     check_values(cfg)
@@ -145,13 +149,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         sys.exit(f"{args.prog}: {type(error).__name__}: {said}")
     try:
         _launch(args, cfg)
-    except ProcessExitedException as error:  # the process that failed has said why
+    except ProcessExitedException as error:
+        if error.exit_code < 0:  # otherwise the process that failed has said why
+            print(f"{args.prog}: {error}", file=sys.stderr)
         sys.exit(max(1, error.exit_code))
 
 
 def _launch(args: argparse.Namespace, cfg: CfgNode) -> None:
     from detectron2.engine import launch
 
+    from ..lost_processes import TIMEOUT
     from ..termination import forwarding_termination
     from ..upstream_warnings import silence_started_processes
 
@@ -164,6 +171,7 @@ def _launch(args: argparse.Namespace, cfg: CfgNode) -> None:
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
             args=(cfg, args),
+            timeout=timedelta(seconds=args.timeout or TIMEOUT),
         )
 
 
@@ -172,15 +180,19 @@ def _run_process(cfg: CfgNode, args: argparse.Namespace) -> None:
     from ..d2.engine import end_launched_processes
     from ..data import DataError, PictureError
     from ..divergence import DivergenceError
+    from ..lost_processes import LostProcessError, end_with_launcher, naming_lost_processes
     from ..weights.files import WeightError
 
+    end_with_launcher()
     for dataset in filter(None, args.own):  # launched processes know nothing of the first one's
         register_dataset(dataset)
+    errors = DataError, DivergenceError, LostProcessError, PictureError, WeightError
     try:
-        _run(cfg, args)
-    except (DataError, DivergenceError, PictureError, WeightError) as error:
+        with naming_lost_processes(cfg.DATALOADER.TIMEOUT):
+            _run(cfg, args)
+            end_launched_processes()
+    except errors as error:
         sys.exit(f"{args.prog}: {error}")
-    end_launched_processes()
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace) -> None:

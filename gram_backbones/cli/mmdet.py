@@ -72,6 +72,7 @@ def _common_parser(text: str, prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--val", metavar="NAME=PLACE", help=f"own data to evaluate on: {PLACE}")
     setup.add_accept_license(parser)
+    setup.add_timeout(parser)
     parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures")
     parser.add_argument(
         "--pictures",
@@ -108,7 +109,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     from ..data import read_pair
     from ..mmdet.checks import check_backbone, check_changes, check_values
     from ..mmdet.own_data import use_datasets
-    from ..mmdet.runs import check_data, set_data_root
+    from ..mmdet.runs import check_data, set_data_root, set_timeouts
 
     file = find_config(args.config, ["mmdet"])
     cfg = Config.fromfile(file)
@@ -120,6 +121,8 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     for line in _misspelt(cfg, changes):
         print(line, file=sys.stderr)
     cfg.merge_from_dict(changes)
+    if args.timeout:
+        set_timeouts(cfg, args.timeout, args.timeout // 2)
     default = os.path.join("work_dirs", Path(file).stem)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or default
     if args.pictures:
@@ -224,17 +227,26 @@ def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
     from ..data import DataError, PictureError
     from ..distributed import end_processes
     from ..divergence import DivergenceError
+    from ..lost_processes import (
+        LOADER_TIMEOUT,
+        LostProcessError,
+        end_with_launcher,
+        naming_lost_processes,
+    )
     from ..upstream_warnings import silence_printed_lines
     from ..weights.files import WeightError
 
     with silence_printed_lines():
         from ..mmdet.runs import GramRunner
+    end_with_launcher()
     try:
         cfg = prepare()
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         sys.exit(f"{prog}: {type(error).__name__}: {error}")
+    errors = DataError, DivergenceError, LostProcessError, PictureError, WeightError
     try:
-        getattr(GramRunner.from_cfg(cfg), job)()  # unnamed, freed before end_processes
-    except (DataError, DivergenceError, PictureError, WeightError) as error:
+        with naming_lost_processes(cfg.get(f"{job}_dataloader", {}).get("timeout", LOADER_TIMEOUT)):
+            getattr(GramRunner.from_cfg(cfg), job)()  # unnamed, freed before end_processes
+            end_processes()
+    except errors as error:
         sys.exit(f"{prog}: {error}")
-    end_processes()

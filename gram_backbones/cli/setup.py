@@ -53,6 +53,23 @@ class _AcceptLicense(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Add ``--timeout``, in whole seconds; None where it is not given."""
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="longest wait for another process of the run; for a loader worker it is half as long "
+        "(default: 1800)",
+    )
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 2")
+    return int(text)
+
+
 def check_model(parser: argparse.ArgumentParser, name: str) -> None:
     """End with the parser's usage and a sentence if there is no such model; imports torch."""
     from ..registry import find_variant

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ..config_folders import list_configs
+from ..lost_processes import LOADER_TIMEOUT
 from ..staged import FEATURES
 from ..suggestions import did_you_mean
 from .interface import CONFIG_NODES
@@ -32,6 +33,9 @@ def add_gram_backbones_config(cfg: CfgNode) -> None:
     # Leave out, and count, pictures of a training that cannot be read.
     if "SKIP_UNREADABLE" not in cfg.DATALOADER:
         cfg.DATALOADER.SKIP_UNREADABLE = False
+    # Longest wait in seconds for a batch of the loaders' workers.
+    if "TIMEOUT" not in cfg.DATALOADER:
+        cfg.DATALOADER.TIMEOUT = LOADER_TIMEOUT
     # Pictures of predictions next to the ground truth after an evaluation: how many, and the
     # lowest score of an instance to draw.
     if "PICTURES" not in cfg.TEST:
@@ -65,6 +69,7 @@ def merge_config(cfg: CfgNode, file: str, changes: Sequence[str] = ()) -> None:
 # Least and largest values of numbers whose mistakes would show late, or far from their cause.
 _RANGES = {
     "DATALOADER.NUM_WORKERS": (0, inf),
+    "DATALOADER.TIMEOUT": (1, inf),
     "MODEL.AOGNET.DROPOUT": (0, 1),
     "MODEL.FPN.OUT_CHANNELS": (1, inf),
     "MODEL.ROI_BOX_HEAD.FC_DIM": (1, inf),

@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
+from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.engine import (
     AMPTrainer,
     DefaultPredictor,
@@ -29,6 +31,7 @@ from detectron2.engine import (
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 
 from ..data import PictureError
@@ -38,6 +41,7 @@ from ..divergence import DivergenceError, LossWatch, diverged, first_not_finite,
 from ..fused import deploy
 from ..heartbeat import heartbeat
 from ..layers import has_fixed_parts
+from ..lost_processes import guard_loader
 from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
@@ -59,6 +63,8 @@ from .replay import (
 from .runs import EarlyProgressHook, on_available_device, start_run
 
 logger = logging.getLogger(__name__)
+
+HISTORY = 1000  # values of a scalar that a trainer keeps; Detectron2's printers look at 20
 
 
 class GramTrainer(DefaultTrainer):
@@ -204,6 +210,11 @@ class GramTrainer(DefaultTrainer):
             finally:
                 handle.remove()
 
+    def before_train(self) -> None:
+        """Detectron2's; of each scalar the last values stay, not a million as by default."""
+        self.storage._history.default_factory = partial(HistoryBuffer, max_length=HISTORY)
+        super().before_train()
+
     def run_step(self) -> None:
         """One iteration; the weights are good when it has ended."""
         try:
@@ -260,13 +271,17 @@ class GramTrainer(DefaultTrainer):
         )
         dicts = training_records(cfg)
         mapper = NamingMapper(DatasetMapper(cfg, True), skippable(cfg, len(dicts)))
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+        grouped = isinstance(loader, AspectRatioGroupedDataset)
+        guard_loader(loader.dataset if grouped else loader, cfg.DATALOADER.TIMEOUT)
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Detectron2's, with errors that name the picture."""
         mapper = NamingMapper(DatasetMapper(cfg, False))
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return guard_loader(loader, cfg.DATALOADER.TIMEOUT)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:

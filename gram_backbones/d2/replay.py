@@ -29,6 +29,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..lost_processes import guard_loader
 from ..seeding import AUGMENTATION, MODEL, seed_everything, seeded
 from .datasets import NamingMapper, skippable
 
@@ -167,7 +168,9 @@ def build_replayable_train_loader(
     )
     samples = SeededDataset(dataset, cfg.SEED)
     if groups is None:
-        return DataLoader(
+        loader = DataLoader(
             samples, batch_size, collate_fn=trivial_batch_collator, drop_last=True, **options
         )
-    return AspectRatioGroupedDataset(DataLoader(samples, batch_size=None, **options), batch_size)
+        return guard_loader(loader, cfg.DATALOADER.TIMEOUT)
+    loader = guard_loader(DataLoader(samples, batch_size=None, **options), cfg.DATALOADER.TIMEOUT)
+    return AspectRatioGroupedDataset(loader, batch_size)

@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..divergence import (
 )
 from ..fused import deploy
 from ..heartbeat import heartbeat
+from ..lost_processes import TIMEOUT, guard_loader
 from ..run_record import FILE as RUN_RECORD
 from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
@@ -116,6 +118,14 @@ def check_data(cfg: Config, loaders: Iterable[str] = LOADERS) -> None:
         )
 
 
+def set_timeouts(cfg: Config, processes: int, loaders: int) -> None:
+    """Set how many seconds processes wait for each other, and for a worker of their loaders."""
+    cfg.merge_from_dict({"env_cfg.dist_cfg.timeout": processes})
+    for loader in LOADERS:
+        if (cfg.get(loader) or {}).get("num_workers"):
+            cfg[loader].timeout = loaders
+
+
 def prepare_cpu_processes(cfg: Config) -> None:
     """Let several processes train without GPUs; nothing happens where there are GPUs.
 
@@ -128,7 +138,8 @@ def prepare_cpu_processes(cfg: Config) -> None:
         return
     if cfg.launcher != "pytorch":
         raise ValueError(f"launcher is {cfg.launcher!r}; without GPUs allowed are none, pytorch")
-    torch.distributed.init_process_group("gloo")
+    seconds = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout", TIMEOUT)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     wrapper = cfg.get("model_wrapper_cfg") or {
         "type": "MMDistributedDataParallel",
         "broadcast_buffers": False,
@@ -250,8 +261,8 @@ class GramRunner(Runner):
 
     @staticmethod
     def build_dataloader(*args, **kwargs) -> DataLoader:
-        """MMEngine's, with errors that name the picture."""
-        loader = Runner.build_dataloader(*args, **kwargs)
+        """MMEngine's, with errors that name the picture, and a limit to what a worker takes."""
+        loader = guard_loader(Runner.build_dataloader(*args, **kwargs))
         name_pictures(loader.dataset)
         return loader
 

@@ -9,7 +9,10 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.utils.events import EventStorage
 
+import gram_backbones.d2 as gram
+from gram_backbones.d2.engine import HISTORY
 from gram_backbones.d2.replay import (
     ResumedSampler,
     SeededDataset,
@@ -80,3 +83,23 @@ def test_a_batch_that_processes_cannot_share_is_refused(cfg, monkeypatch):
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
     with pytest.raises(ValueError, match="IMS_PER_BATCH is 2; allowed are multiples of 4"):
         build_replayable_train_loader(cfg)
+
+
+def test_loaders_wait_for_their_workers_as_long_as_the_config_says(cfg):
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT = 1, 7
+    assert gram.GramTrainer.build_train_loader(cfg).dataset.timeout == 7
+    assert gram.GramTrainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]).timeout == 7
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"  # Detectron2's own loader
+    assert gram.GramTrainer.build_train_loader(cfg).dataset.timeout == 7
+
+
+def test_a_trainer_keeps_the_last_values_of_a_scalar_only():
+    """Bug: Detectron2 keeps a million of each, 40 MB after 20,000 iterations of a Mask R-CNN."""
+    trainer = object.__new__(gram.GramTrainer)
+    trainer._hooks = []
+    with EventStorage() as trainer.storage:
+        trainer.before_train()
+        for value in range(HISTORY + 5):
+            trainer.storage.put_scalar("total_loss", value)
+        values = trainer.storage.history("total_loss").values()
+    assert [value for value, _ in values] == [*range(5, HISTORY + 5)]

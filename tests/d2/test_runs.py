@@ -188,3 +188,14 @@ def test_predict_draws_every_image_and_writes_what_it_found(cfg, demo, tmp_path,
     with pytest.raises(SystemExit, match="2"):
         cli.main(["predict", str(tmp_path / "c.yaml"), "gone.pth", str(demo / "val")])
     assert "gone.pth" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_keeps_no_files_and_threads():
+    """A sample of ``tests/reliability/check_long_runs.py``; memory has not settled so early."""
+    pytest.importorskip("psutil")
+    from tests.reliability.check_long_runs import check
+
+    samples, grown = check("detectron2", 40)
+    assert [sample.iterations for sample in samples] == [10, 20, 30, 40]
+    assert not [what for what in grown if not what.startswith("memory")]

@@ -1,0 +1,136 @@
+"""Loader workers and ranks that die or hang: errors name them, and none is left."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+from gram_backbones import lost_processes
+from gram_backbones.cli import classifier, d2, mmdet
+from gram_backbones.lost_processes import LostProcessError, guard_loader, naming_lost_processes
+
+needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="no SIGCHLD here")
+
+
+class Numbers(Dataset):
+    """Its worker sends a signal to itself when it reads an item."""
+
+    def __init__(self, harm, at=2):
+        self.harm, self.at = harm, at
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == self.at:
+            time.sleep(0.3)  # the item before is on its way
+            os.kill(os.getpid(), self.harm)
+        return index
+
+
+def fork(data):
+    return guard_loader(DataLoader(data, num_workers=1, multiprocessing_context="fork"), 1)
+
+
+@needs_signals
+def test_a_worker_that_dies_is_named():
+    """Bug: where it had handed over half a batch, the error was a connection that was reset."""
+    said = r"^DataLoader worker \(pid(\(s\))? \d+\) .*(memory was full|exited unexpectedly)$"
+    with pytest.raises(LostProcessError, match=said), naming_lost_processes():
+        [*fork(Numbers(signal.SIGKILL))]
+    assert not multiprocessing.active_children()
+
+
+@needs_signals
+def test_a_worker_that_stops_is_named_and_ended():
+    """Bug: Python waited for a stopped worker at its end, for ever."""
+    said = r"^DataLoader timed out after 1 seconds; its workers: process \d+ \(stopped\)$"
+    with pytest.raises(LostProcessError, match=said), naming_lost_processes(2):
+        [*fork(Numbers(signal.SIGSTOP))]
+    assert not multiprocessing.active_children()
+
+
+@needs_signals
+def test_a_worker_that_stops_with_half_a_batch_is_named_and_ended():
+    """Bug: torch's timeout does not cover shared memory that the worker has to hand over."""
+    said = r"^DataLoader worker \(pid \d+\) was stopped, and ended after 1 seconds$"
+    with pytest.raises(LostProcessError, match=said), naming_lost_processes(1):
+        batches = iter(fork(Numbers(signal.SIGSTOP, at=1)))
+        time.sleep(0.6)  # item 0 waits to be handed over, and the worker has stopped
+        next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_whose_parent_died_while_it_started_does_not_stay(monkeypatch):
+    """Bug: torch's workers compare their parent with the one at their own start."""
+    started = []
+    loader = guard_loader(DataLoader([1], num_workers=1, worker_init_fn=started.append))
+    loader.worker_init_fn(0)
+    assert started == [0]
+    dead = SimpleNamespace(is_alive=lambda: False)
+    monkeypatch.setattr(lost_processes.multiprocessing, "parent_process", lambda: dead)
+    with pytest.raises(SystemExit):
+        loader.worker_init_fn(1)
+    assert started == [0]
+
+
+def test_a_loader_s_own_timeout_stays_and_one_without_workers_has_none():
+    assert guard_loader(DataLoader([1], num_workers=1, timeout=7), 60).timeout == 7
+    assert guard_loader(DataLoader([1]), 60).timeout == 0
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="^mat1 and mat2") as caught, naming_lost_processes():
+        torch.ones(1, 2) @ torch.ones(1, 2)
+    assert type(caught.value) is RuntimeError
+
+
+def test_an_error_of_gloo_becomes_a_sentence(monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    said = (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting "
+        "20000ms for recv operation to complete"
+    )
+    with pytest.raises(LostProcessError) as caught, naming_lost_processes():
+        raise RuntimeError(said)
+    assert str(caught.value) == (
+        "rank 0 of 2 has lost another one, which died or did not answer in time: Timed out waiting "
+        "20000ms for recv operation to complete"
+    )
+
+
+@pytest.mark.parametrize("text", ("0", "-5", "1.5", "soon"))
+@pytest.mark.parametrize(
+    "parse",
+    (
+        lambda options: d2.parse_args(["--config", "x", *options]),
+        lambda options: mmdet.train_parser().parse_args(["x", *options]),
+        lambda options: classifier.parse_args(["--model", "x", "--data", "x", *options]),
+    ),
+)
+def test_a_timeout_is_a_whole_number_of_seconds(parse, text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse([f"--timeout={text}"])
+    assert ended.value.code == 2
+    assert f"argument --timeout: {text!r} is not a whole number of" in capsys.readouterr().err
+    assert parse(["--timeout", "40"]).timeout == 40
+    assert parse([]).timeout is None
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed(tmp_path):
+    """A sample of ``tests/reliability/check_processes.py``."""
+    pytest.importorskip("psutil")
+    from tests.reliability.check_processes import disturb, make_inputs
+
+    make_inputs(tmp_path, ["classifier"])
+    outcome = disturb("classifier", "a rank is killed", tmp_path, random.Random(0))
+    assert not outcome.wrong, outcome.output
