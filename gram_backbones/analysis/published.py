@@ -134,7 +134,10 @@ def draw_chart(families: Mapping[str, Mapping[str, Published]], file: str | Path
         style = dict(marker=marker, markersize=size, color=colour, markeredgecolor="black")
         style |= dict(linestyle="", zorder=3)
         for axes, x, y in ((counts, "parameters", "conv_flops"), (accuracy, "conv_flops", "top1")):
-            _draw(axes, ours, x, y, label=family, named=True, **style)
+            _draw(axes, ours, x, y, label=family, **style)
+    ours = {(family, name): p for family, row in families.items() for name, p in row.items()}
+    _name(counts, ours, "parameters", "conv_flops")
+    _name(accuracy, ours, "conv_flops", "top1")
     counts.set(xlabel="parameters, M", ylabel="conv GFLOPs at 224 px", xscale="log", yscale="log")
     accuracy.set(xlabel="conv GFLOPs at 224 px", ylabel="top-1 as published, %", xscale="log")
     for axes in (counts, accuracy):
@@ -171,15 +174,25 @@ def check_chart(file: str | Path) -> Any:
 _UNITS = {"parameters": 1e6, "conv_flops": 1e9, "top1": 1.0}
 
 
-def _draw(
-    axes: Any, networks: Mapping[str, Published], x: str, y: str, named: bool = False, **style: Any
-) -> None:
-    """Mark networks that have both figures, and write their names beside them."""
+def _draw(axes: Any, networks: Mapping[str, Published], x: str, y: str, **style: Any) -> None:
+    """Mark networks that have both figures."""
+    axes.plot(*zip(*_places(networks, x, y).values()), **style)
+
+
+def _name(axes: Any, networks: Mapping[tuple[str, str], Published], x: str, y: str) -> None:
+    """Write names beside marks, on both sides in turn: of two networks alike, both can be read."""
+    from matplotlib.patheffects import withStroke
+
+    outline = [withStroke(linewidth=2, foreground="white")]
+    places = sorted(_places(networks, x, y).items(), key=itemgetter(1))
+    for index, ((_, name), place) in enumerate(places):
+        side: dict[str, Any] = (
+            dict(xytext=(7, -10)) if index % 2 else dict(xytext=(-7, 5), ha="right")
+        )
+        side |= dict(textcoords="offset points", fontsize=8, zorder=4, path_effects=outline)
+        axes.annotate(name, place, **side)
+
+
+def _places(networks: Mapping[Any, Published], x: str, y: str) -> dict[Any, tuple[float, float]]:
     known = {n: p for n, p in networks.items() if getattr(p, x) and getattr(p, y)}
-    xs, ys = ([getattr(p, key) / _UNITS[key] for p in known.values()] for key in (x, y))
-    axes.plot(xs, ys, **style)
-    if named:
-        # On both sides in turn: of two networks alike, both names can be read.
-        for index, (name, place) in enumerate(sorted(zip(known, zip(xs, ys)), key=itemgetter(1))):
-            place_text = dict(xytext=(6, -9)) if index % 2 else dict(xytext=(-6, 5), ha="right")
-            axes.annotate(name, place, textcoords="offset points", fontsize=8, **place_text)
+    return {n: (getattr(p, x) / _UNITS[x], getattr(p, y) / _UNITS[y]) for n, p in known.items()}
