@@ -12,30 +12,20 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _globals
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torchvision.ops import FrozenBatchNorm2d
 
+from .folding import can_fold, fold, forget_fused, has_hooks, is_fixed, kept_fold, scale_and_shift
 from .layers import is_traced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Norms that never train; adapters add those of their framework.
-FROZEN_NORMS: set[type[nn.Module]] = {FrozenBatchNorm2d}
-_BATCH_NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 _CHANNELS_LAST = (torch.float32, torch.bfloat16, torch.float16)
 _ONLY_INFERS = "a deployed network only infers; train the one it was made from"
 _unfused = 0  # contexts of unfused that are open
-# Convolution -> what its fused weight and bias were made of, and these two.
-_CACHE: WeakKeyDictionary[nn.Module, tuple[_Sources, Tensor, Tensor]] = WeakKeyDictionary()
-# Fused optimisers write to parameters without telling autograd, which counts versions.
-register_optimizer_step_post_hook(lambda *_: _CACHE.clear())
 
 
 class KeepsFused(nn.Module):
@@ -150,9 +140,9 @@ class FusedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.Module | None):
         super().__init__()
         with torch.no_grad():
-            if conv.padding_mode != "zeros" or not (norm is None or _is_fixed(norm)):
+            if conv.padding_mode != "zeros" or not (norm is None or is_fixed(norm)):
                 raise ValueError(f"{norm} after {conv} cannot be folded into its weights")
-            weight, bias = (conv.weight, conv.bias) if norm is None else _fuse(conv, norm)
+            weight, bias = (conv.weight, conv.bias) if norm is None else fold(conv, norm)
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if bias is None else bias.detach())
@@ -299,7 +289,7 @@ def _fold(chain: list[nn.Module], places: Mapping[int, tuple[nn.Module, str]]) -
     for conv, norm in zip(chain, chain[1:]):
         with torch.no_grad():
             known = id(conv) in places and id(norm) in places
-            if known and _is_fixed(norm) and _can_fuse(conv, norm):
+            if known and is_fixed(norm) and can_fold(conv, norm):
                 setattr(*places[id(conv)], FusedConv(cast(nn.Conv2d, conv), norm))
                 setattr(*places[id(norm)], nn.Identity().eval())
 
@@ -326,7 +316,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         norm: what follows it.
         x: ``(B, C_in, H, W)``.
     """
-    if _unfused or not _is_fixed(norm) or not _can_fuse(conv, norm):
+    if _unfused or not is_fixed(norm) or not can_fold(conv, norm):
         return norm(conv(x))
     if is_traced(x) or is_traced(conv.weight):
         return norm(conv(x))
@@ -334,8 +324,8 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     trains = torch.is_grad_enabled() and conv.weight.requires_grad
     if trains and conv.bias is None and not isinstance(conv.padding, str):
         if not torch.is_autocast_enabled(x.device.type):
-            return _ScaledConv.apply(x, conv.weight, *_scale_and_shift(conv, norm), options)
-    weight, bias = _fused(conv, norm, x)
+            return _ScaledConv.apply(x, conv.weight, *scale_and_shift(conv, norm), options)
+    weight, bias = kept_fold(conv, norm, x)
     return F.conv2d(x, weight, bias, *options)
 
 
@@ -421,99 +411,3 @@ def _with_unfused(contexts: int) -> Iterator[None]:
         yield
     finally:
         _unfused = before
-
-
-def forget_fused(module: nn.Module) -> None:
-    """Drop the fused weights that are kept for the convolutions of a module."""
-    if _CACHE:
-        for child in module.modules():
-            _CACHE.pop(child, None)
-
-
-def _is_fixed(norm: Any) -> bool:
-    """Whether a norm is an affine map that nothing trains."""
-    if type(norm) in FROZEN_NORMS:
-        return True
-    if type(norm).forward not in _BATCH_NORM_FORWARDS or norm.training:
-        return False
-    if norm.running_mean is None:
-        return False
-    return not torch.is_grad_enabled() or not any(p.requires_grad for p in norm.parameters())
-
-
-def _can_fuse(conv: nn.Module, norm: nn.Module) -> bool:
-    return (
-        type(conv) is nn.Conv2d
-        and conv.padding_mode == "zeros"
-        and not has_hooks(conv)
-        and not has_hooks(norm)
-    )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class's ``forward``."""
-    return bool(
-        "forward" in vars(module)  # replaced on the instance, as offloading does
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or _globals._global_forward_hooks
-        or _globals._global_forward_pre_hooks
-        or _globals._global_backward_hooks
-        or _globals._global_backward_pre_hooks
-    )
-
-
-class _Sources:
-    """Tensors, and what shows that they have changed: their versions and addresses, and ε."""
-
-    def __init__(self, tensors: list[Tensor], eps: float):
-        self.tensors = tensors
-        self.state = [(t._version, t.data_ptr()) for t in tensors], eps
-        self.held: list[Tensor] = []
-
-    def are(self, others: _Sources) -> bool:
-        """Whether these are the same tensors, unchanged."""
-        pairs = zip(self.tensors, others.tensors)
-        return self.state == others.state and all(a is b for a, b in pairs)
-
-    def hold(self) -> _Sources:
-        """Keep the memory, so that no new tensor gets its address."""
-        self.held = [t.detach() for t in self.tensors]
-        return self
-
-
-def _fused(conv: nn.Conv2d, norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of both as one; kept as long as no gradient is asked for."""
-    sources = [conv.weight, conv.bias, norm.weight, norm.bias]
-    sources = [t for t in (*sources, norm.running_mean, norm.running_var) if t is not None]
-    trains = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-    kept = not trains and not any(t.is_inference() for t in sources)
-    if not kept:
-        return _fuse(conv, norm)
-    states = _Sources(sources, norm.eps)
-    if (entry := _CACHE.get(conv)) is not None and entry[0].are(states):
-        return entry[1:]
-    with torch.inference_mode(False), torch.no_grad():  # usable with gradients later on
-        weight, bias = _fuse(conv, norm)
-        if x.is_contiguous(memory_format=torch.channels_last):
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        _CACHE[conv] = states.hold(), weight, bias
-    return weight, bias
-
-
-def _fuse(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
-    """W' = w · γ/σ and b' = β + (b − μ) · γ/σ, in the dtype of the weight."""
-    scale, bias = _scale_and_shift(conv, norm)
-    weight = conv.weight * scale[:, None, None, None]
-    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
-
-
-def _scale_and_shift(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
-    """Per channel, γ/σ and β + (b − μ) · γ/σ."""
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale

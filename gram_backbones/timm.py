@@ -3,7 +3,6 @@
 ::
 
     import timm, gram_backbones.timm
-
     timm.create_model("aognet_12m", num_classes=10)
     timm.create_model("dgnet_r50", features_only=True, out_indices=(1, 2, 3, 4))
 
@@ -45,8 +44,7 @@ try:
     from timm.models._features_fx import FeatureGraphNet
 except ImportError as error:
     raise ImportError(
-        f"gram_backbones.timm needs timm {OLDEST['timm']} or newer, which does not import here "
-        f"({error}): pip install 'timm>={OLDEST['timm']}'"
+        f"gram_backbones.timm needs timm {OLDEST['timm']} or newer, which does not import: {error}"
     ) from error
 else:
     check_version("timm", timm.__version__)
@@ -83,8 +81,7 @@ class TimmInterface(StagedBackbone):
             and 0 for the others.
         drop_path_rate: stochastic depth of the last block; the core classes' ``drop_path``.
         global_pool: timm's pooling types; ``""`` without a classifier leaves the final map.
-        norm_layer: a norm by timm's name, its class, or a factory ``channels -> module``; the same
-            as ``norm`` of the core class.
+        norm_layer: a norm by timm's name, its class, or a factory; ``norm`` of the core class.
         act_layer: the activation that the network is defined with, by name or as its class.
         kwargs: of the core class: ``norm``, ``with_cp``, ``frozen_stages``, …
 
@@ -282,8 +279,7 @@ class TimmInterface(StagedBackbone):
     ) -> Any:
         """torch's; strictly, also tensors under other names, as :func:`load_weights` takes them.
 
-        timm's ``checkpoint_path`` ends here. After a file of its base network a DG-Net starts as
-        this network.
+        timm's ``checkpoint_path`` ends here. A base network's file starts a DG-Net as this network.
 
         Raises:
             WeightError: see :func:`gram_backbones.load_weights`; or the classifier is of another

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import prune
 from torchvision.ops import FrozenBatchNorm2d
 
-from gram_backbones import create_model, fused, list_models
+from gram_backbones import create_model, folding, fused, list_models
 from gram_backbones.aognet import AOGStage
 from gram_backbones.dgnet import DGStage
 from gram_backbones.fused import conv_norm, deploy, run
@@ -45,8 +45,8 @@ def check_close(got, wanted, tolerance):
 
 def count_fused(monkeypatch):
     calls = []
-    real = fused._fused
-    monkeypatch.setattr(fused, "_fused", lambda *a: calls.append(a[0]) or real(*a))
+    real = fused.kept_fold
+    monkeypatch.setattr(fused, "kept_fold", lambda *a: calls.append(a[0]) or real(*a))
     return calls
 
 
@@ -187,19 +187,19 @@ def test_copies_and_pickles_keep_nothing():
         twin = copy.deepcopy(model)
         twin.stem[0][0].weight.zero_()
         assert not torch.equal(twin(x)["res2"], model(x)["res2"])
-    fused.forget_fused(model)
+    folding.forget_fused(model)
     assert size == len(pickle.dumps(model))
     assert set(model.state_dict()) == names
 
 
 def test_what_is_kept_goes_with_the_model():
     model, x = small("aognet_4m", features_only=True)
-    fused._CACHE.clear()
+    folding._CACHE.clear()
     with torch.no_grad():
         model.eval()(x)
-    assert fused._CACHE
+    assert folding._CACHE
     del model
-    assert not fused._CACHE
+    assert not folding._CACHE
 
 
 # What changes weights, or how modules are called, behind autograd's back

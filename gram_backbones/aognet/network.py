@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
-from ..fused import KeepsFused, cut, has_hooks, relu, run, run_all, sequential_chains
+from ..folding import has_hooks
+from ..fused import KeepsFused, cut, relu, run, run_all, sequential_chains
 from ..grammar import AndOrGraph, NodeType, Step, Term
 from ..layers import Norm, init_scale, resolve_norm, stochastic_depth
 from ..recompute import recompute

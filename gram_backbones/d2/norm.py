@@ -8,7 +8,7 @@ from functools import partial
 from detectron2.layers import FrozenBatchNorm2d, get_norm
 from torch import nn
 
-from ..fused import FROZEN_NORMS
+from ..folding import FROZEN_NORMS
 from ..layers import group_norm
 
 FROZEN_NORMS.add(FrozenBatchNorm2d)

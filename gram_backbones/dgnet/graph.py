@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fused import has_hooks, run
+from ..folding import has_hooks
+from ..fused import run
 from ..layers import Norm, resolve_norm
 from ..recompute import recompute
 from .blocks import accept_shortcut, call_with_shortcut, parts_of, require_known_parts

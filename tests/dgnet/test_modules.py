@@ -15,7 +15,7 @@ from gram_backbones import DGNet, record_connectivity
 from gram_backbones.dgnet.blocks import BlockParts, block_parts
 from gram_backbones.dgnet.graph import DynamicGraph, training_gate
 from gram_backbones.dgnet.rewire import rewire
-from gram_backbones.fused import forget_fused
+from gram_backbones.folding import forget_fused
 from tests.dgnet.open_edges import GRADIENTS, SMALL, check_close, settle, small_network
 from tests.dgnet.test_graph import BLOCKS, C, basic_blocks, spread
 
