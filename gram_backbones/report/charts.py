@@ -106,6 +106,7 @@ def _draw(axes: Any, line: Line) -> None:
         linewidth=1.8,
         marker="o" if count <= 12 else None,  # a single point has no line
         markersize=4,
+        markerfacecolor="none" if line.dashed else None,
         label=line.label or None,
     )
 
