@@ -77,12 +77,14 @@ class _StoppedWorkers:
         self._thread.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind and issubclass(kind, (ConnectionError, EOFError)):
-            # A worker died while it handed over a batch. Torch's handler of its death raises the
-            # error that names it, a moment later.
-            time.sleep(1)
-        self._over.set()
-        self._thread.join()
+        try:
+            if kind and issubclass(kind, (ConnectionError, EOFError)):
+                # A worker died while it handed over a batch. Torch's handler of its death raises
+                # the error that names it, a moment later.
+                time.sleep(1)
+        finally:
+            self._over.set()
+            self._thread.join()
 
     def _watch(self) -> None:
         since: dict[int | None, float] = {}
@@ -110,14 +112,16 @@ def _about_worker(said: str) -> str:
 def _about_rank(said: str) -> str:
     place, _, rest = said.partition("] ")  # of a line of C++
     said = rest.partition(". ")[0] if place.startswith("[") else said
-    return (
-        f"rank {dist.get_rank()} of {dist.get_world_size()} has lost another one, which died or "
-        f"did not answer in time: {said}"
-    )
+    ranks = "this rank"
+    if dist.is_initialized():
+        ranks = f"rank {dist.get_rank()} of {dist.get_world_size()}"
+    return f"{ranks} has lost another one, which died or did not answer in time: {said}"
 
 
 def _workers() -> list[BaseProcess]:
-    return [child for child in multiprocessing.active_children() if child.daemon]
+    # Not active_children(), which collects the dead: torch's handler must find them.
+    children = multiprocessing.process._children.copy()  # type: ignore[attr-defined]
+    return [child for child in children if child.daemon]
 
 
 def _end_workers() -> str:

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,13 @@ class Numbers(Dataset):
             time.sleep(0.3)  # the item before is on its way
             os.kill(os.getpid(), self.harm)
         return index
+
+
+@contextmanager
+def signal_blocked(number):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 
 
 def fork(data):
@@ -68,6 +76,19 @@ def test_a_worker_that_stops_with_half_a_batch_is_named_and_ended():
     assert not multiprocessing.active_children()
 
 
+@needs_signals
+def test_watching_workers_does_not_hide_a_death_from_torch():
+    """It must not collect them: torch would then wait as long as it waits for a batch."""
+    loader = fork(Numbers(signal.SIGKILL, at=1))
+    loader.timeout = 5
+    with pytest.raises(LostProcessError, match="is killed by signal"), naming_lost_processes():
+        batches = iter(loader)
+        with signal_blocked(signal.SIGCHLD):  # as by a long operation
+            time.sleep(2)
+        next(batches)
+        next(batches)
+
+
 def test_a_worker_whose_parent_died_while_it_started_does_not_stay(monkeypatch):
     """Bug: torch's workers compare their parent with the one at their own start."""
     started = []
@@ -93,6 +114,7 @@ def test_other_errors_stay_as_they_are():
 
 
 def test_an_error_of_gloo_becomes_a_sentence(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     said = (

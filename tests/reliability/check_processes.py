@@ -13,10 +13,10 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -126,21 +126,21 @@ def wait_for(happened: Callable[[], object], seconds: float) -> bool:
     """Whether something happens within some seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        try:
+        with suppress(psutil.NoSuchProcess):
             if happened():
                 return True
-        except psutil.NoSuchProcess:
-            pass
         time.sleep(0.1)
     return False
 
 
 def is_alive(process: psutil.Process) -> bool:
     """Whether a process runs or is stopped; one that nobody has asked for its end does not."""
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
-def act(event: str, launcher: psutil.Process, draw: random.Random) -> int:
+def act(event: str, launcher: psutil.Popen, draw: random.Random) -> int:
     """Do it to one of the processes; returns which."""
     rank = draw.choice(children(launcher))
     target = launcher if "launcher" in event else rank
@@ -162,46 +162,32 @@ def disturb(
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    output = Path(folder, f"{engine}-{draw.random()}")
     path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", os.getcwd())])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     env["DETECTRON2_DATASETS"] = str(folder)
-    log = folder / "output.txt"
+    output, log = folder / f"{engine}-{draw.random()}", folder / "output.txt"
+    arguments = ["-W", "ignore", *command(engine, folder, output, port, timeout)]
     with log.open("w") as file:
-        arguments = [
-            sys.executable,
-            "-W",
-            "ignore",
-            *command(engine, folder, output, port, timeout),
-        ]
-        training = subprocess.Popen(arguments, stdout=file, stderr=file, env=env)
-    launcher = psutil.Process(training.pid)
+        training = psutil.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=env)
+    others: list[psutil.Process] = []
 
     def has_workers() -> bool:
-        return len(children(launcher)) == 2 and all(map(children, children(launcher)))
+        others[:] = training.children(recursive=True)
+        ranks = children(training)
+        return len(ranks) == 2 and all(map(children, ranks))
 
-    if not wait_for(has_workers, 180):
-        training.kill()
-        return Outcome(engine, event, 0, ["the training did not begin"], log.read_text())
-    time.sleep(draw.uniform(0, 30 if engine == "detectron2" else 6))  # its workers import first
-    others = launcher.children(recursive=True)
-    start = time.monotonic()
-    pid = act(event, launcher, draw)
-    bound = timeout + GRACE + MARGIN
-
-    def has_ended() -> bool:
-        return training.poll() is not None and not any(map(is_alive, others))
-
-    ended = wait_for(has_ended, bound)
-    seconds, said = time.monotonic() - start, log.read_text()
-    wrong = []
-    if not ended:
-        left = [process for process in others if is_alive(process)]
-        wrong.append(f"{len(left)} processes are left after {bound} s")
-        for process in [*left, *([launcher] if training.poll() is None else [])]:
+    try:
+        if not wait_for(has_workers, 180):
+            return Outcome(engine, event, 0, ["the training did not begin"], log.read_text())
+        time.sleep(draw.uniform(0, 30 if engine == "detectron2" else 6))  # its workers import first
+        has_workers()
+        start = time.monotonic()
+        pid = act(event, training, draw)
+        wrong = observe(training, others, timeout + GRACE + MARGIN)
+        seconds, said = time.monotonic() - start, log.read_text()
+    finally:
+        for process in filter(is_alive, [training, *others]):
             process.kill()
-    if training.wait() == 0:
-        wrong.append("the exit code is 0")
     if not re.search(EVENTS[event].replace("{pid}", str(pid)), said):
         wrong.append(f"the output does not say so (process {pid})")
     try:
@@ -209,6 +195,18 @@ def disturb(
     except OSError as error:
         wrong.append(f"port {port}: {error}")
     return Outcome(engine, event, seconds, wrong, said)
+
+
+def observe(training: psutil.Popen, others: list[psutil.Process], bound: int) -> list[str]:
+    """What is wrong with the end of a training that should come within some seconds."""
+
+    def has_ended() -> bool:
+        return training.poll() is not None and not any(map(is_alive, others))
+
+    if wait_for(has_ended, bound):
+        return ["the exit code is 0"] if training.returncode == 0 else []
+    left = [" ".join(process.cmdline())[-60:] for process in others if is_alive(process)]
+    return [f"{len(left)} processes and the launcher are left after {bound} s: {left}"]
 
 
 def check(
@@ -238,6 +236,7 @@ def main() -> int:
     parser.add_argument("--event", choices=EVENTS, action="append")
     parser.add_argument("--timeout", type=int, default=60, help="of the trainings; default: 60")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing that was started stays
     engines, events = args.engine or ENGINES, args.event or [*EVENTS]
     outcomes = check(args.count, args.seed, engines, events, args.timeout)
     for engine, event in dict.fromkeys(outcome[:2] for outcome in outcomes):
