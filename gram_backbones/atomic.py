@@ -25,6 +25,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # before the name, which a power cut could keep alone
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

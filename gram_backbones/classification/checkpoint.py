@@ -12,6 +12,7 @@ A checkpoint is a dict of tensors and plain values, of which nothing is run:
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 from ..atomic import replacing
 from ..preprocessing import Preprocessing
 from ..weights import pickled
+from ..weights.checkpoints import load_first_whole, saving
 from ..weights.fit import match
+
+LAST, PREVIOUS = "last.pth", "previous.pth"
 
 
 def describe(
@@ -50,11 +54,20 @@ def describe(
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None:
-    """Write a checkpoint atomically, and the best one also as ``best.pth``."""
-    with replacing(path) as part:
-        torch.save(content, part)
+    """Write a checkpoint whole or not at all, and the best one also as ``best.pth``.
+
+    The file that it replaces becomes ``previous.pth``.
+
+    Raises:
+        SavingError: the file cannot be written; those before it are as they were.
+    """
+    with saving(path, path) as part:
+        with part.open("wb") as file:
+            torch.save(content, file)
+        if path.is_file():
+            os.replace(path, path.with_name(PREVIOUS))
     if best:
-        with replacing(path.with_name("best.pth")) as part:
+        with saving(path.with_name("best.pth"), path) as part:
             shutil.copyfile(path, part)
 
 
@@ -75,6 +88,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} is not a checkpoint of a classifier: it has no state_dict")
     return content
+
+
+def read_last(path: str | Path, rank: int = 0) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint to resume from; ``previous.pth`` where ``last.pth`` is damaged or missing.
+
+    Args:
+        path: the checkpoint.
+        rank: of the process; the first one says which file was passed over.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_checkpoint`.
+    """
+    path = Path(path)
+    previous = path.with_name(PREVIOUS)
+    files = [path, previous] if path.name == LAST and previous.is_file() else [path]
+    return load_first_whole(files, read_checkpoint, print if rank == 0 else str)
 
 
 def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

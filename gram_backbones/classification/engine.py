@@ -41,10 +41,12 @@ from .building import (
     build_scheduler,
 )
 from .checkpoint import (
+    LAST,
+    PREVIOUS,
     describe,
     fill_classifier,
     random_state,
-    read_checkpoint,
+    read_last,
     restore_random_state,
     write_checkpoint,
     write_metrics,
@@ -183,7 +185,7 @@ class Trainer:
     ):
         self.config, self.recipe, self.processes = config, config.recipe, processes
         self.output = Path(output)
-        if resume is None and (self.output / "last.pth").exists():
+        if resume is None and any((self.output / name).exists() for name in (LAST, PREVIOUS)):
             raise FileExistsError(
                 f"{self.output} already contains a run: resume it, or choose another output folder"
             )
@@ -460,7 +462,8 @@ class Trainer:
         Raises:
             FileNotFoundError, ValueError: see the class.
         """
-        content = read_checkpoint(path).get("training")
+        path, content = read_last(path, self.processes.rank)
+        content = content.get("training")
         if content is None:
             raise ValueError(f"{path} holds only weights, so no run can be resumed from it")
         # Checkpoints of earlier versions have neither.

@@ -110,7 +110,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="auto",
         metavar="FILE",
-        help="resume from a checkpoint, by default OUTPUT/last.pth",
+        help="resume from a checkpoint, by default OUTPUT/last.pth, if there is one",
     )
     parser.add_argument(
         "--eval-only",
@@ -129,7 +129,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     args.model_kwargs = dict(args.model_kwargs)
     args.output = Path(args.output or default_output(args.model, args.model_kwargs))
     if args.resume == "auto" or (args.eval_only and args.resume is None):
-        args.resume = args.output / "last.pth"
+        found = any((args.output / name).is_file() for name in ("last.pth", "previous.pth"))
+        args.resume = args.output / "last.pth" if found or args.eval_only else None
     return args
 
 
@@ -197,7 +198,7 @@ def run(args: argparse.Namespace, processes: Processes) -> None:
     try:
         with naming_lost_processes((args.timeout or TIMEOUT) // 2):
             job()
-    except (DivergenceError, LostProcessError, PictureError) as error:
+    except (DivergenceError, LostProcessError, OSError, PictureError) as error:
         sys.exit(f"{args.prog}: {error}")
 
 

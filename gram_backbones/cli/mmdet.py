@@ -188,14 +188,14 @@ def test(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 def _prepare_training(args: argparse.Namespace) -> Config:
     import torch
-    from mmengine.runner import find_latest_checkpoint
 
     from ..mmdet.runs import prepare_cpu_processes
+    from ..weights.checkpoints import SavedCheckpoints
 
     cfg = load_config(args, ("train_dataloader", "val_dataloader"))
     if args.resume and args.resume != "auto":
         cfg.resume, cfg.load_from = True, args.resume
-    elif args.resume and find_latest_checkpoint(cfg.work_dir):
+    elif args.resume and SavedCheckpoints(cfg.work_dir).noted:
         cfg.resume, cfg.load_from = True, None
     check_checkpoint(cfg.get("load_from"))
     if args.trust_checkpoint:
@@ -243,7 +243,7 @@ def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
         cfg = prepare()
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         sys.exit(f"{prog}: {type(error).__name__}: {error}")
-    errors = DataError, DivergenceError, LostProcessError, PictureError, WeightError
+    errors = DataError, DivergenceError, LostProcessError, OSError, PictureError, WeightError
     try:
         with naming_lost_processes(cfg.get(f"{job}_dataloader", {}).get("timeout", LOADER_TIMEOUT)):
             getattr(GramRunner.from_cfg(cfg), job)()  # unnamed, freed before end_processes

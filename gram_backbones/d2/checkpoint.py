@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..data import check_checkpoint_classes
 from ..divergence import require_finite
 from ..staged import Variant
+from ..weights.checkpoints import SavedCheckpoints, save_checkpoint
 from ..weights.detector import fit_detector, is_required
 from ..weights.files import WeightError, fetch_file, read_classes
 from ..weights.fit import match
@@ -30,7 +32,9 @@ class GramCheckpointer(DetectionCheckpointer):
     - A detector's file fills everything. Predictors for another number of classes keep their
       initial values and are named in the log.
     - A resumed run restores everything that Detectron2 saved. Nothing in its checkpoint is run,
-      unless ``trust`` allows it.
+      unless ``trust`` allows it. Where the last checkpoint is damaged or missing, it goes on from
+      the one before.
+    - A checkpoint gets its name when it is whole.
 
     Detectron2's own class returns normally if no name matches, and the backbone stays random.
 
@@ -68,33 +72,53 @@ class GramCheckpointer(DetectionCheckpointer):
         self._heads = heads
         self._accept_license = accept_license
         self._classes = list(classes)
-        self._resumes = False
+        self._saved = SavedCheckpoints(save_dir)
+        self._resumed: dict[str, Any] | None = None  # while it is being restored
         self.trust = False
         self.has_loaded = False  # or was asked to load nothing
         self.file_classes: list[str] = []
 
     def save(self, name: str, **kwargs) -> None:
-        """Like Detectron2's, with the class names.
+        """Like Detectron2's, with the class names; the file is written whole or not at all.
 
         Raises:
             DivergenceError: weights are not finite.
+            SavingError: the file cannot be written; those before it are as they were.
         """
-        require_finite(self.model, self.get_checkpoint_file() if self.has_checkpoint() else None)
+        require_finite(self.model, self._saved.last)
+        if not self.save_dir or not self.save_to_disk:
+            return
         meta = {"meta": {"classes": json.dumps(self._classes)}} if self._classes else {}
-        super().save(name, **meta, **kwargs)
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        file = Path(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", file)
+        content = {"model": self.model.state_dict(), **states, **meta, **kwargs}
+        save_checkpoint(content, file, self._saved.last)
+        self._saved.add(file.name)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint, or load ``path``."""
-        self._resumes = resume and self.has_checkpoint()
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=False)
+        file, self._resumed = self._saved.resume(self._read_run, self.logger.warning)
         try:
-            return super().resume_or_load(path, resume=resume)
+            return self.load(str(file.absolute()))
         finally:
-            self._resumes = False
+            self._resumed = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last checkpoint was damaged or missing, and the one before was resumed."""
+        return self._saved.is_behind
+
+    def _read_run(self, file: Path) -> dict[str, Any]:
+        remedy = "--trust-checkpoint reads a file that you trust"
+        return read_checkpoint(file, trust=self.trust, remedy=remedy)
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """Like Detectron2's, but addresses and published names go to our reader unchanged."""
         self.has_loaded = True
-        if self._resumes or not path:
+        if self._resumed is not None or not path:
             return super().load(path, *args, **kwargs)
         if path.startswith(("https://", "torchvision://")) or is_published(path):
             self._load_model(self._load_file(path))
@@ -105,9 +129,8 @@ class GramCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if self._resumes:
-            remedy = "--trust-checkpoint reads a file that you trust"
-            return read_checkpoint(filename, trust=self.trust, remedy=remedy)
+        if self._resumed is not None:
+            return self._resumed
         parts = _parts(getattr(self.model, "module", self.model)).values()
         variants = (getattr(part, "variant", None) for part in parts)
         variant = next((row for row in variants if isinstance(row, Variant)), None)
@@ -121,7 +144,7 @@ class GramCheckpointer(DetectionCheckpointer):
         record = checkpoint.get("meta", {}) if file is None else file.record
         self.file_classes = read_classes(record)
         source = "the checkpoint to resume from" if file is None else file.source
-        exact = self._resumes or self._heads == "exact"
+        exact = self._resumed is not None or self._heads == "exact"
         check_checkpoint_classes(source, self.file_classes, self._classes, exact=exact)
         if file is None:
             _require_all(own, checkpoint["model"])

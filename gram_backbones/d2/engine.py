@@ -45,6 +45,7 @@ from ..lost_processes import guard_loader
 from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
+from ..weights.checkpoints import SavingError
 from .checkpoint import GramCheckpointer
 from .datasets import (
     NamingMapper,
@@ -159,6 +160,9 @@ class GramTrainer(DefaultTrainer):
                 self.cfg.MODEL.BACKBONE.FREEZE_AT,
             )
         super().resume_or_load(resume)
+        if self.start_iter == self.max_iter and self.checkpointer.is_behind:
+            self.iter = self.start_iter - 1  # nothing is left to do that would save it again
+            self.checkpointer.save("model_final", iteration=self.iter)
         if not self.start_iter or not is_replayable(self.cfg):
             return
         if "start_iter" in inspect.signature(self.build_train_loader).parameters:
@@ -190,6 +194,7 @@ class GramTrainer(DefaultTrainer):
             self.resume_or_load(resume=False)
         self._completed = self.start_iter - 1
         self._watch = LossWatch()
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_without_trace)
         with Termination() as termination:
 
             def before_forward(model: nn.Module, args: tuple) -> None:
@@ -356,6 +361,14 @@ def end_launched_processes() -> None:
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     end_processes()
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Shorten Detectron2's record of an error that names its cause; it is raised all the same."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (DivergenceError, PictureError, SavingError)):
+        record.msg, record.args, record.exc_info = f"The training stopped: {error}", (), None
+    return True
 
 
 def _with_classes(cfg: CfgNode, names: list[str]) -> CfgNode:

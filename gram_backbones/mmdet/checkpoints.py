@@ -1,14 +1,17 @@
-"""MMEngine's checkpoints, read without running anything in them."""
+"""MMEngine's checkpoints: read without running anything in them, and which of them are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from mmengine.registry import HOOKS
+from mmengine.runner import CheckpointLoader, Runner
 
 from ..weights.pickled import read_checkpoint
 from ..weights.pickles import WeightError
@@ -48,3 +51,54 @@ def _history(arguments: tuple, state: dict[str, Any]) -> HistoryBuffer:
 
 
 _FINISHERS = {"mmengine.logging.history_buffer.HistoryBuffer": _history}
+
+
+@HOOKS.register_module()
+class GramCheckpointHook(CheckpointHook):
+    """MMEngine's hook; a checkpoint is deleted when the next is whole, and the last two are kept.
+
+    MMEngine's deletes first. If the process dies then, ``max_keep_ckpts=1`` leaves nothing.
+
+    Args:
+        max_keep_ckpts: how many to keep, all by default; 1 counts as 2.
+        kwargs: see MMEngine's class.
+    """
+
+    def __init__(self, *args: Any, max_keep_ckpts: int = -1, **kwargs: Any):
+        keep = max(2, max_keep_ckpts) if max_keep_ckpts > 0 else -1
+        super().__init__(*args, max_keep_ckpts=keep, **kwargs)
+
+    def before_train(self, runner: Runner) -> None:
+        """MMEngine's; a folder of its own exists from the start."""
+        super().before_train(runner)
+        if "://" not in self.out_dir:
+            Path(self.out_dir).mkdir(parents=True, exist_ok=True)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        excess = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            kept = [*self.keep_ckpt_ids, step]
+            excess = kept[: -self.max_keep_ckpts]
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info("keep_ckpt_ids", kept)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if runner.rank:
+            return
+        runner.saved.add(self.last_ckpt)
+        for old in excess:
+            file = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+            if self.file_backend.isfile(file):
+                self.file_backend.remove(file)

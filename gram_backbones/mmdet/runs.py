@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import os
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import Any
 import mmdet
 import torch
 from mmengine.config import Config
-from mmengine.hooks import EMAHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
@@ -39,11 +40,12 @@ from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
+from ..weights.checkpoints import SavedCheckpoints, saving
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, fetch_file
 from ..weights.published import read_weights
 from .channels import fill_channels
-from .checkpoints import safe_loading
+from .checkpoints import GramCheckpointHook, safe_loading
 from .interface import MMDetInterface
 from .own_data import (
     check_annotations,
@@ -188,6 +190,12 @@ class GramRunner(Runner):
         silence_logger(logger)
         return logger
 
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        """MMEngine's; `GramCheckpointHook` takes the place of its own."""
+        if isinstance(hook, dict) and hook["type"] in (CheckpointHook, CheckpointHook.__name__):
+            hook = {**hook, "type": GramCheckpointHook}
+        super().register_hook(hook, priority)
+
     def register_hooks(self, *args, **kwargs) -> None:
         """MMEngine's, and one for the first lines of a training."""
         super().register_hooks(*args, **kwargs)
@@ -278,11 +286,10 @@ class GramRunner(Runner):
                     hook.after_val_epoch(self)
         name = f"iter_{self.iter}.pth"
         # The process that fails saves, as the others may be stuck; all have the same weights.
-        # MMEngine lets only the first one save. The numbers are already the next iteration's.
-        save = inspect.unwrap(Runner.save_checkpoint)
-        save(self, self.work_dir, name, meta=dict(epoch=self.epoch, iter=self.iter), by_epoch=False)
-        with open(os.path.join(self.work_dir, "last_checkpoint"), "w") as file:
-            file.write(os.path.join(self.work_dir, name))
+        # The numbers are already the next iteration's.
+        meta = dict(epoch=self.epoch, iter=self.iter)
+        self._write_checkpoint(self.work_dir, name, meta=meta, by_epoch=False)
+        self.saved.add(os.path.join(self.work_dir, name))
         self.logger.error(f"Saved {name}. Then: {error}")
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -354,12 +361,13 @@ class GramRunner(Runner):
         samples = (self._batch or {}).get("data_samples", ())
         images = [sample.metainfo.get("img_path", "?") for sample in samples]
         return diverged(
-            self.iter + 1, reason, images=images, module=module, checkpoint=self._last_checkpoint()
+            self.iter + 1, reason, images=images, module=module, checkpoint=self.saved.last
         )
 
-    def _last_checkpoint(self) -> str | None:
-        file = Path(self.work_dir, "last_checkpoint")  # find_latest_checkpoint prints
-        return file.read_text().strip() if file.is_file() else None
+    @functools.cached_property
+    def saved(self) -> SavedCheckpoints:
+        """Which checkpoints the folder of the run holds."""
+        return SavedCheckpoints(self.work_dir)
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """MMEngine's; a line comes also where it is silent for long."""
@@ -384,7 +392,14 @@ class GramRunner(Runner):
             super()._init_model_weights()
 
     def load_or_resume(self) -> None:
-        """MMEngine's; then every weight file that was asked for has been found."""
+        """MMEngine's; then every weight file that was asked for has been found.
+
+        Where the last checkpoint is damaged or missing, a run goes on from the one before.
+        """
+        if self._resume and not self._load_from and self.saved.noted and not self._has_loaded:
+            file, _ = self.saved.resume(lambda file: self.resume(str(file)), self.logger.warning)
+            self.logger.info(f"Resumed from {file}")
+            self._has_loaded = True
         super().load_or_resume()
         for module in self._parts().values():
             if module.missing_file:
@@ -399,15 +414,27 @@ class GramRunner(Runner):
         finally:
             self._resumes = False
 
-    def save_checkpoint(self, *args, meta: dict | None = None, **kwargs) -> None:
-        """MMEngine's, with the number of threads among ``meta``.
+    def save_checkpoint(self, *args, **kwargs) -> None:
+        """MMEngine's, with the number of threads among ``meta``; written whole or not at all.
 
         Raises:
             DivergenceError: weights are not finite.
+            SavingError: the file cannot be written; those before it are as they were.
         """
-        require_finite(self.model, self._last_checkpoint())
+        require_finite(self.model, self.saved.last)
+        if self.rank == 0:
+            self._write_checkpoint(*args, **kwargs)
+
+    def _write_checkpoint(
+        self, out_dir: str, filename: str, *args: Any, meta: dict | None = None, **kwargs: Any
+    ) -> None:
+        # MMEngine's function lets only the first process save.
+        save = functools.partial(inspect.unwrap(Runner.save_checkpoint), self)
         meta = {**(meta or {}), "threads": torch.get_num_threads()}
-        super().save_checkpoint(*args, meta=meta, **kwargs)
+        if "://" in out_dir or any(args) or kwargs.get("backend_args"):  # not a local folder
+            return save(out_dir, filename, *args, meta=meta, **kwargs)
+        with saving(Path(out_dir, filename), self.saved.last) as part:
+            save(out_dir, part.name, *args, meta=meta, **kwargs)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Fill the detector from a file; see the class."""

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from .pickles import Finisher, WeightError, load_pickle, opaque_names
+from .pickles import DamagedError, Finisher, WeightError, load_pickle, opaque_names
 
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\x0a"  # the magic number that begins torch's files before 1.6
@@ -47,6 +47,10 @@ def read_trusted(path: Path) -> Any:
     """The content of a file, which may run arbitrary code."""
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_TORCH))
+        if start.startswith(_ZIP):
+            with zipfile.ZipFile(file) as archive:
+                if name := archive.testzip():  # torch does not compare the checksums
+                    raise DamagedError(f"the checksum of {name} is wrong")
         if start == _LEGACY_TORCH or start.startswith(_ZIP):
             return torch.load(path, map_location="cpu", weights_only=False)
         file.seek(0)
@@ -70,7 +74,8 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightError: it is damaged, or holds something else.
+        DamagedError: it is damaged; a zip archive has a checksum of each tensor.
+        WeightError: it holds something else.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -85,9 +90,9 @@ def read_checkpoint(
     try:
         content = read_trusted(path) if trust else read_pickled(path, finishers)
     except WeightError as error:
-        raise WeightError(f"cannot read {path}: {error}") from error
+        raise DamagedError(f"cannot read {path}: {error}") from error
     except Exception as error:  # parsers of damaged files raise whatever they stumble over
-        raise WeightError(f"cannot read {path}: it is damaged or not a checkpoint") from error
+        raise DamagedError(f"cannot read {path}: it is damaged or not a checkpoint") from error
     if names := opaque_names(content):
         raise WeightError(
             f"cannot read {path}: it needs {', '.join(names[:3])}; allowed are tensors, arrays and "

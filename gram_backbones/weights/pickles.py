@@ -26,6 +26,10 @@ class WeightError(ValueError):
     """A weight file cannot be read or does not fit. Nothing was changed."""
 
 
+class DamagedError(WeightError):
+    """A file is not what was written: bytes are missing or have changed."""
+
+
 class Opaque:
     """What a pickle names and would build. It is never imported.
 

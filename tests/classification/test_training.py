@@ -42,7 +42,12 @@ def test_a_small_network_learns_shapes_and_the_files_say_so(shapes, tmp_path):
     assert float(last["meta"]["top1"]) == pytest.approx(tops[-1], abs=0.006)
     assert float(best["meta"]["top1"]) == pytest.approx(max(tops), abs=0.006)
     assert int(best["meta"]["epoch"]) == tops.index(max(tops)) + 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth", "metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.pth",
+        "last.pth",
+        "metrics.jsonl",
+        "previous.pth",
+    ]
 
 
 def test_the_meta_of_a_checkpoint_is_plain_strings(few, tmp_path):

@@ -43,6 +43,11 @@ def write_seeds(folder: Path, state: dict) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def flip(data: bytes, at: int, bit: int = 0) -> bytes:
+    """The bytes with one bit changed."""
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """Bytes changed, cut, repeated or inserted; early ones more often, where headers are."""
     data = bytearray(data)

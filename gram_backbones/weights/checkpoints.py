@@ -1,0 +1,176 @@
+"""The checkpoints in a run's folder: written whole, the last two known, and read back if whole.
+
+``last_checkpoint`` names the last one, as in Detectron2 and MMEngine, ``previous_checkpoint`` the
+one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..atomic import replacing
+from .pickles import DamagedError
+
+T = TypeVar("T")
+_LAST, _PREVIOUS = "last_checkpoint", "previous_checkpoint"
+
+
+class SavingError(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+@contextmanager
+def saving(path: str | Path, last: str | Path | None) -> Iterator[Path]:
+    """A path to write a checkpoint to, which takes the place of ``path`` once it is whole.
+
+    Args:
+        path: the checkpoint.
+        last: the one before it, for the message.
+
+    Raises:
+        SavingError: the disk is full, or the folder is gone or cannot be written to.
+
+    Examples:
+        >>> with saving("no/such/folder/model.pth", None) as part:
+        ...     part.write_text("weights")
+        Traceback (most recent call last):
+        gram_backbones.weights.checkpoints.SavingError: cannot write the checkpoint \
+no/such/folder/model.pth: its folder does not exist; there is none before it
+    """
+    try:
+        with replacing(path) as part:
+            part.touch()  # fails without a folder, which some writers would make
+            yield part
+    except OSError as error:
+        folder, reason = Path(path).parent, error.strerror
+        if not folder.is_dir():
+            reason = (
+                "its folder is not a folder" if folder.exists() else "its folder does not exist"
+            )
+        kept = "there is none before it"
+        if last and Path(last).is_file():
+            kept = f"the last good one is {last}"
+        raise SavingError(f"cannot write the checkpoint {path}: {reason}; {kept}") from error
+
+
+def save_checkpoint(content: Any, path: str | Path, last: str | Path | None) -> None:
+    """Write a dict of tensors and plain values by ``torch.save``, whole or not at all.
+
+    Args:
+        content: the dict.
+        path, last: see :func:`saving`.
+
+    Raises:
+        SavingError: see :func:`saving`.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save_checkpoint({"w": torch.ones(2)}, f"{folder}/last.pth", None)
+        ...     torch.load(f"{folder}/last.pth")
+        {'w': tensor([1., 1.])}
+    """
+    # A stream of ours: torch's own says only "unexpected pos 64 vs 0" where a disk is full.
+    with saving(path, last) as part, part.open("wb") as file:
+        torch.save(content, file)
+
+
+def load_first_whole(
+    files: Sequence[Path], load: Callable[[Path], T], warn: Callable[[str], object]
+) -> tuple[Path, T]:
+    """Load the first file that is there and not damaged.
+
+    Args:
+        files: checkpoints, the newest first; at least one.
+        load: raises FileNotFoundError or DamagedError before it changes anything.
+        warn: gets a line about each file that was passed over.
+
+    Returns:
+        The file and what ``load`` returned.
+
+    Raises:
+        FileNotFoundError, DamagedError: of the last file.
+    """
+    for file, older in zip(files, files[1:]):
+        try:
+            return file, load(file)
+        except (FileNotFoundError, DamagedError) as error:
+            warn(f"{error}. Going on from the checkpoint before it, {older}")
+    return files[-1], load(files[-1])
+
+
+class SavedCheckpoints:
+    """Notes in a run's folder which checkpoints are its last two, and resumes from them.
+
+    Args:
+        folder: of the run.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     saved = SavedCheckpoints(folder)
+        ...     for name in ("1.pth", "2.pth", "3.pth"):
+        ...         _ = Path(folder, name).write_text(name)
+        ...         saved.add(name)
+        ...     [file.name for file in saved.files()]
+        ['3.pth', '2.pth']
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._own = ""  # name of this run's last one
+
+    def files(self) -> list[Path]:
+        """The last checkpoint and the one before it, as far as they were noted."""
+        notes = [self.folder / name for name in (_LAST, _PREVIOUS)]
+        names = [note.read_text().strip() for note in notes if note.is_file()]
+        return [self._find(name) for name in names if name]
+
+    def _find(self, name: str) -> Path:
+        # MMEngine notes a path, which is wrong once the folder was moved.
+        beside = self.folder / Path(name).name
+        return beside if beside.is_file() or beside.name == name else Path(name)
+
+    @property
+    def noted(self) -> bool:
+        """Whether a last checkpoint was noted."""
+        return (self.folder / _LAST).is_file()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last checkpoint was passed over in :meth:`resume`."""
+        return bool(self._own) and self._find(self._own) != self.files()[0]
+
+    @property
+    def last(self) -> Path | None:
+        """The last checkpoint, if it is there."""
+        return next((file for file in self.files()[:1] if file.is_file()), None)
+
+    def add(self, name: str) -> None:
+        """Note a checkpoint that was written, and the one before it."""
+        before = self.folder / _PREVIOUS
+        with replacing(self.folder / _LAST) as part:
+            part.write_text(name)
+        if not self._own:  # what is noted there is another run's
+            before.unlink(missing_ok=True)
+        elif self._own != name:
+            with replacing(before) as part:
+                part.write_text(self._own)
+        self._own = name
+
+    def resume(self, load: Callable[[Path], T], warn: Callable[[str], object]) -> tuple[Path, T]:
+        """Load the last checkpoint, or the one before it where the last is damaged or missing.
+
+        Arguments, results and errors are those of :func:`load_first_whole`.
+        """
+        files = self.files()
+        if not files:
+            raise FileNotFoundError(f"{self.folder / _LAST} names no checkpoint")
+        file, found = load_first_whole(files, load, warn)
+        self._own = file.name if file.parent == self.folder else str(file)
+        return file, found

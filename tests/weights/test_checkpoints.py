@@ -1,0 +1,117 @@
+"""Checkpoints of runs: written whole, refused where a byte has changed, the one before kept."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from gram_backbones.weights.checkpoints import SavedCheckpoints, SavingError, save_checkpoint
+from gram_backbones.weights.pickled import read_checkpoint
+from gram_backbones.weights.pickles import DamagedError
+from tests.weights.fuzz import flip
+
+
+def write(folder, *numbers):
+    saved = SavedCheckpoints(folder)
+    for number in numbers:
+        save_checkpoint({"w": torch.full((50,), number)}, folder / f"{number}.pth", saved.last)
+        saved.add(f"{number}.pth")
+    return saved
+
+
+def resume(folder):
+    said = []
+    file, content = SavedCheckpoints(folder).resume(read_checkpoint, said.append)
+    return file.name, content["w"][0].item(), said
+
+
+def test_the_last_checkpoint_is_resumed(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    assert resume(tmp_path) == ("3.pth", 3, [])
+
+
+@pytest.mark.parametrize("damage", ("a bit", "half", "empty", "missing"))
+def test_the_one_before_is_resumed_where_the_last_is_damaged(damage, tmp_path):
+    write(tmp_path, 1, 2, 3)
+    last = tmp_path / "3.pth"
+    if damage == "missing":
+        last.unlink()
+    else:
+        whole = last.read_bytes()
+        length = {"half": len(whole) // 2, "empty": 0}
+        last.write_bytes(flip(whole, 900) if damage == "a bit" else whole[: length[damage]])
+    name, value, (said,) = resume(tmp_path)
+    assert (name, value) == ("2.pth", 2)
+    assert str(last) in said and said.endswith(f"before it, {tmp_path / '2.pth'}")
+
+
+def test_a_run_s_next_checkpoint_follows_the_one_that_it_resumed(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    (tmp_path / "3.pth").write_bytes(b"")
+    saved = SavedCheckpoints(tmp_path)
+    saved.resume(read_checkpoint, print)
+    saved.add("4.pth")
+    assert [file.name for file in saved.files()] == ["4.pth", "2.pth"]
+
+
+def test_another_run_s_checkpoint_is_not_resumed_in_place_of_a_damaged_one(tmp_path):
+    write(tmp_path, 1, 2)
+    write(tmp_path, 3)
+    (tmp_path / "3.pth").write_bytes(b"")
+    with pytest.raises(DamagedError, match="3.pth"):
+        resume(tmp_path)
+
+
+def test_both_damaged(tmp_path):
+    write(tmp_path, 1, 2)
+    for name in ("1.pth", "2.pth"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DamagedError, match="1.pth"):
+        resume(tmp_path)
+
+
+def test_a_note_that_names_nothing(tmp_path):
+    (tmp_path / "last_checkpoint").write_text("")
+    with pytest.raises(FileNotFoundError, match="last_checkpoint names no checkpoint"):
+        resume(tmp_path)
+
+
+def test_changed_bits_are_refused_or_change_nothing(tmp_path):
+    """Bug: torch.load reads other weights, as it compares no checksums, also for a trusted file."""
+    write(tmp_path, 1)
+    file, draw, refused = tmp_path / "1.pth", random.Random(0), 0
+    whole, ones = file.read_bytes(), torch.ones(50, dtype=torch.int64)
+    for _ in range(100):
+        file.write_bytes(flip(whole, draw.randrange(len(whole)), draw.randrange(8)))
+        try:
+            assert torch.equal(read_checkpoint(file)["w"], ones)
+        except DamagedError:
+            refused += 1
+    assert refused > 30  # the rest is padding
+    file.write_bytes(flip(whole, whole.index(ones.numpy().tobytes())))
+    assert not torch.equal(torch.load(file)["w"], ones)
+    for trust in (False, True):
+        with pytest.raises(DamagedError):
+            read_checkpoint(file, trust=trust)
+
+
+def test_a_full_disk(tmp_path):
+    saved = write(tmp_path, 1)
+    (tmp_path / ".2.part.pth").symlink_to("/dev/full")
+    with pytest.raises(SavingError) as caught:
+        save_checkpoint({"w": torch.ones(50)}, tmp_path / "2.pth", saved.last)
+    assert str(caught.value) == (
+        f"cannot write the checkpoint {tmp_path / '2.pth'}: No space left on device; the last good "
+        f"one is {tmp_path / '1.pth'}"
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1.pth", "last_checkpoint"]
+    assert resume(tmp_path) == ("1.pth", 1, [])
+
+
+def test_a_folder_that_is_gone_or_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    for name, reason in (("gone", "its folder does not exist"), ("file", "its folder is not a fo")):
+        with pytest.raises(SavingError, match=f"{reason}.*; there is none before it"):
+            save_checkpoint({}, tmp_path / name / "1.pth", tmp_path / name / "0.pth")
+    assert not Path(tmp_path, "gone").exists()
