@@ -1,6 +1,7 @@
 """MMEngine's checkpoints: what our runs write is read, and nothing in a file is run."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
 from gram_backbones.mmdet.checkpoints import safe_loading
+from gram_backbones.weights.checkpoints import SavingError
 from gram_backbones.weights.files import WeightError
-from tests.mmdet.test_replay import make_runner
+from tests.mmdet.test_replay import assert_same_end, make_runner, train
 
 
 class Hostile:
@@ -96,3 +99,67 @@ def test_a_hostile_checkpoint_stops_a_resumed_run(tmp_path):
     with pytest.raises(WeightError, match="needs posix.mkdir"):
         runner.train()
     assert not mark.exists() and not list(Path(runner.work_dir).glob("*.pth"))
+
+
+class Act(Hook):
+    """Does something before an iteration, counted from 0."""
+
+    def __init__(self, at, act):
+        self.at, self.act = at, act
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == self.at:
+            self.act()
+
+
+@pytest.mark.parametrize("damage", ("half", "missing"))
+def test_a_resumed_run_goes_on_from_the_checkpoint_before_a_damaged_one(damage, tmp_path):
+    whole, _ = train(tmp_path / "whole", "iterations")
+    shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+    last = tmp_path / "copy/iter_14.pth"
+    last.write_bytes(last.read_bytes()[:9000]) if damage == "half" else last.unlink()
+    resumed, seen = train(tmp_path / "copy", "iterations", resume=True)
+    assert len(seen) == 1  # of 14
+    assert_same_end(resumed, whole)
+
+
+def test_a_note_that_names_nothing_does_not_begin_a_run_again(tmp_path):
+    """Bug: after a crash between the note's opening and its writing, training began anew."""
+    (tmp_path / "last_checkpoint").touch()
+    with pytest.raises(FileNotFoundError, match="last_checkpoint names no checkpoint"):
+        train(tmp_path, "iterations", resume=True)
+
+
+def kept(folder):
+    return sorted(file.name for file in folder.glob("*.pth"))
+
+
+@pytest.mark.parametrize("number", (1, 2, 3))
+def test_at_least_two_checkpoints_are_kept(number, tmp_path):
+    hook = dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=number)
+    once = dict(train_cfg=dict(by_epoch=False, max_iters=4), default_hooks=dict(checkpoint=hook))
+    train(tmp_path, "iterations", **once)
+    assert kept(tmp_path) == [f"iter_{i}.pth" for i in range(5 - max(2, number), 5)]
+    longer = {**once, "train_cfg": dict(by_epoch=False, max_iters=6)}
+    train(tmp_path, "iterations", resume=True, **longer)
+    assert kept(tmp_path) == [f"iter_{i}.pth" for i in range(7 - max(2, number), 7)]
+
+
+def test_a_full_disk_leaves_the_last_two_checkpoints(tmp_path):
+    """Bug: with max_keep_ckpts=1, MMEngine deletes the only checkpoint before it writes."""
+    hook = dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=1)
+    runner = make_runner(tmp_path, "iterations", default_hooks=dict(checkpoint=hook))
+    runner.register_hook(Act(4, lambda: (tmp_path / ".iter_5.part.pth").symlink_to("/dev/full")))
+    with pytest.raises(SavingError, match="iter_5.pth: No space left.*good one is .*iter_4.pth"):
+        runner.train()
+    assert kept(tmp_path) == ["iter_3.pth", "iter_4.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "iter_4.pth")
+
+
+def test_a_deleted_folder_ends_the_run(tmp_path):
+    """Bug: MMEngine makes the folder again, and the run goes on without its log."""
+    runner = make_runner(tmp_path / "run", "iterations")
+    runner.register_hook(Act(4, lambda: (tmp_path / "run").rename(tmp_path / "gone")))
+    with pytest.raises(SavingError, match="its folder does not exist; there is none before it"):
+        runner.train()
+    assert not (tmp_path / "run").exists()

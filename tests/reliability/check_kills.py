@@ -18,7 +18,7 @@ import torch
 
 from gram_backbones.d2.demo_dataset import make_demo_dataset
 
-from .trainings import Tool, Training, classifier, detectron2, equal, mmdetection, read_whole
+from .trainings import TOOLS, Tool, Training, equal, read_whole
 
 
 def parts(output: Path) -> list[Path]:
@@ -78,14 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20, help="kills per framework (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--only", choices=TOOLS, help="one of the commands that train")
     args = parser.parse_args()
     torch.set_num_threads(1)  # a forked process cannot use the threads of another
     with TemporaryDirectory() as name:
-        for make in (detectron2, mmdetection, classifier):
-            folder = Path(name, make.__name__)
+        for tool_name in [args.only] if args.only else TOOLS:
+            folder = Path(name, tool_name)
             make_demo_dataset(folder, train=4, val=2)
-            found = check(make(folder), folder, args.count, args.seed)
-            print(f"{make.__name__}:", *(f"{key}: {n};" for key, n in found.items()), flush=True)
+            found = check(TOOLS[tool_name](folder), folder, args.count, args.seed)
+            print(f"{tool_name}:", *(f"{key}: {n};" for key, n in found.items()), flush=True)
             if found["while a checkpoint was written"] < args.count // 4:
                 sys.exit("too few kills came while a checkpoint was written")
 

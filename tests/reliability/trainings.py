@@ -124,6 +124,9 @@ def classifier(folder: Path) -> Tool:
     return Tool("classifier", command, options, LAST, state, checkpoints)
 
 
+TOOLS = {tool.__name__: tool for tool in (detectron2, mmdetection, classifier)}
+
+
 class Training:
     """A running process of a tool.
 

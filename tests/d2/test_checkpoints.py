@@ -1,0 +1,81 @@
+"""Detectron2's checkpoints: written whole, and the one before a damaged one is resumed."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from gram_backbones.d2 import GramCheckpointer
+from gram_backbones.d2.engine import _without_trace
+from gram_backbones.weights.checkpoints import SavingError
+from tests.conftest import ROOT, check_ended_well
+
+
+def write(folder, *values):
+    """A checkpointer that has saved a model with each of these weights as ``1.pth``, and so on."""
+    model = torch.nn.Linear(1, 1)
+    checkpointer = GramCheckpointer(model, str(folder))
+    for number, value in enumerate(values, 1):
+        torch.nn.init.constant_(model.weight, value)
+        checkpointer.save(str(number), iteration=number)
+    return checkpointer
+
+
+def test_the_one_before_a_damaged_checkpoint_is_resumed(tmp_path, caplog):
+    write(tmp_path, 3.0, 5.0)
+    assert (tmp_path / "previous_checkpoint").read_text() == "1.pth"
+    (tmp_path / "2.pth").write_bytes((tmp_path / "2.pth").read_bytes()[:500])
+    resumed = write(tmp_path)
+    logger = logging.getLogger("fvcore.common.checkpoint")
+    logger.addHandler(caplog.handler)
+    try:
+        rest = resumed.resume_or_load("", resume=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert rest["iteration"] == 1 and resumed.model.weight.item() == 3 and resumed.is_behind
+    assert f"Going on from the checkpoint before it, {tmp_path / '1.pth'}" in caplog.text
+    resumed.save("2")
+    assert not resumed.is_behind
+    again = write(tmp_path)
+    again.resume_or_load("", resume=True)
+    assert not again.is_behind
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    """Bug: Detectron2 writes in place, and notes what it could not write."""
+    checkpointer = write(tmp_path, 3.0)
+    (tmp_path / ".2.part.pth").symlink_to("/dev/full")
+    with pytest.raises(SavingError, match="No space left on device; the last good one is .*1.pth"):
+        checkpointer.save("2")
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["1.pth", "last_checkpoint"]
+    assert (tmp_path / "last_checkpoint").read_text() == "1.pth"
+
+
+def test_detectron2_logs_a_sentence_for_an_error_that_is_one():
+    error = SavingError("cannot write the checkpoint a.pth: No space left on device")
+    record = SimpleNamespace(msg="Exception", args=(), exc_info=(SavingError, error, None))
+    assert _without_trace(record)
+    assert record.exc_info is None and record.msg.endswith(str(error))
+    record = SimpleNamespace(msg="Exception", args=(), exc_info=(KeyError, KeyError(), None))
+    assert _without_trace(record) and record.exc_info
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_while_it_saves_goes_on():
+    """A sample of the check, which forks and so needs a process with one thread."""
+    command = [sys.executable, "-m", "tests.reliability.check_kills", "--count", "1"]
+    command += ["--only", "detectron2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    check_ended_well(done)
+    assert re.search(
+        "^detectron2: .*ended with the same weights and momenta: 1;", done.stdout, re.M
+    )
