@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from ..preprocessing import Preprocessing
 from ..weights import pickled
 from ..weights.checkpoints import load_first_whole, saving
 from ..weights.fit import match
+from ..weights.pickled import check_sums
+from ..weights.pickles import DamagedError
 
 LAST, PREVIOUS = "last.pth", "previous.pth"
 
@@ -56,7 +59,7 @@ def describe(
 def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None:
     """Write a checkpoint whole or not at all, and the best one also as ``best.pth``.
 
-    The file that it replaces becomes ``previous.pth``.
+    The file that it replaces becomes ``previous.pth``, unless that one is damaged.
 
     Raises:
         SavingError: the file cannot be written; those before it are as they were.
@@ -65,7 +68,9 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None
         with part.open("wb") as file:
             torch.save(content, file)
         if path.is_file():
-            os.replace(path, path.with_name(PREVIOUS))
+            with suppress(DamagedError):
+                check_sums(path)
+                os.replace(path, path.with_name(PREVIOUS))
     if best:
         with saving(path.with_name("best.pth"), path) as part:
             shutil.copyfile(path, part)

@@ -87,7 +87,7 @@ class GramCheckpointHook(CheckpointHook):
         runner.save_checkpoint(
             self.out_dir,
             name,
-            self.file_client_args,
+            file_client_args=self.file_client_args,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
             meta=meta,

@@ -192,7 +192,7 @@ class GramRunner(Runner):
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
         """MMEngine's; `GramCheckpointHook` takes the place of its own."""
-        if isinstance(hook, dict) and hook["type"] in (CheckpointHook, CheckpointHook.__name__):
+        if isinstance(hook, dict) and hook.get("type") in (CheckpointHook, CheckpointHook.__name__):
             hook = {**hook, "type": GramCheckpointHook}
         super().register_hook(hook, priority)
 
@@ -431,7 +431,8 @@ class GramRunner(Runner):
         # MMEngine's function lets only the first process save.
         save = functools.partial(inspect.unwrap(Runner.save_checkpoint), self)
         meta = {**(meta or {}), "threads": torch.get_num_threads()}
-        if "://" in out_dir or any(args) or kwargs.get("backend_args"):  # not a local folder
+        remote = kwargs.get("file_client_args") or kwargs.get("backend_args") or any(args[:1])
+        if remote or "://" in out_dir:
             return save(out_dir, filename, *args, meta=meta, **kwargs)
         with saving(Path(out_dir, filename), self.saved.last) as part:
             save(out_dir, part.name, *args, meta=meta, **kwargs)

@@ -16,7 +16,7 @@ import torch
 from ..atomic import replacing
 from .pickles import DamagedError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _LAST, _PREVIOUS = "last_checkpoint", "previous_checkpoint"
 
 
@@ -40,7 +40,7 @@ def saving(path: str | Path, last: str | Path | None) -> Iterator[Path]:
         ...     part.write_text("weights")
         Traceback (most recent call last):
         gram_backbones.weights.checkpoints.SavingError: cannot write the checkpoint \
-no/such/folder/model.pth: its folder does not exist; there is none before it
+no/such/folder/model.pth: no/such/folder does not exist; there is none before it
     """
     try:
         with replacing(path) as part:
@@ -49,12 +49,9 @@ no/such/folder/model.pth: its folder does not exist; there is none before it
     except OSError as error:
         folder, reason = Path(path).parent, error.strerror
         if not folder.is_dir():
-            reason = (
-                "its folder is not a folder" if folder.exists() else "its folder does not exist"
-            )
-        kept = "there is none before it"
-        if last and Path(last).is_file():
-            kept = f"the last good one is {last}"
+            reason = f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}"
+        is_there = last and Path(last).is_file()
+        kept = f"the last good one is {last}" if is_there else "there is none before it"
         raise SavingError(f"cannot write the checkpoint {path}: {reason}; {kept}") from error
 
 
@@ -81,8 +78,8 @@ def save_checkpoint(content: Any, path: str | Path, last: str | Path | None) -> 
 
 
 def load_first_whole(
-    files: Sequence[Path], load: Callable[[Path], T], warn: Callable[[str], object]
-) -> tuple[Path, T]:
+    files: Sequence[Path], load: Callable[[Path], _T], warn: Callable[[str], object]
+) -> tuple[Path, _T]:
     """Load the first file that is there and not damaged.
 
     Args:
@@ -163,7 +160,7 @@ class SavedCheckpoints:
                 part.write_text(self._own)
         self._own = name
 
-    def resume(self, load: Callable[[Path], T], warn: Callable[[str], object]) -> tuple[Path, T]:
+    def resume(self, load: Callable[[Path], _T], warn: Callable[[str], object]) -> tuple[Path, _T]:
         """Load the last checkpoint, or the one before it where the last is damaged or missing.
 
         Arguments, results and errors are those of :func:`load_first_whole`.

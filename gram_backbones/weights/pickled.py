@@ -43,14 +43,32 @@ def read_pickled(path: Path, finishers: Mapping[str, Finisher] | None = None) ->
             return load_pickle(data, finishers=finishers)
 
 
+def check_sums(path: str | Path) -> None:
+    """Compare the checksums in a file of ``torch.save``; ``torch.load`` does not.
+
+    Raises:
+        DamagedError: it is not a whole zip archive, or bytes have changed.
+
+    Examples:
+        >>> check_sums(__file__)
+        Traceback (most recent call last):
+        gram_backbones.weights.pickles.DamagedError: it is not a whole zip archive
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except Exception as error:  # zipfile raises many kinds
+        raise DamagedError("it is not a whole zip archive") from error
+    if wrong:
+        raise DamagedError(f"the checksum of {wrong} is wrong")
+
+
 def read_trusted(path: Path) -> Any:
     """The content of a file, which may run arbitrary code."""
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_TORCH))
         if start.startswith(_ZIP):
-            with zipfile.ZipFile(file) as archive:
-                if name := archive.testzip():  # torch does not compare the checksums
-                    raise DamagedError(f"the checksum of {name} is wrong")
+            check_sums(path)
         if start == _LEGACY_TORCH or start.startswith(_ZIP):
             return torch.load(path, map_location="cpu", weights_only=False)
         file.seek(0)

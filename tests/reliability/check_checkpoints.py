@@ -155,7 +155,7 @@ def check(tool: Tool, folder: Path, count: int, flips: int, seed: int) -> Counte
     obstacles = (
         (limit_files, "File too large"),
         (lock, "Permission denied"),
-        (remove, "its folder does not exist"),
+        (remove, f"{folder / 'remove'} does not exist"),
     )
     for act, reason in obstacles[:count]:
         print(f"  {act.__doc__} {check_obstacle(tool, whole, act, reason)}")

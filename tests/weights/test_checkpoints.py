@@ -111,7 +111,7 @@ def test_a_full_disk(tmp_path):
 
 def test_a_folder_that_is_gone_or_a_file(tmp_path):
     (tmp_path / "file").touch()
-    for name, reason in (("gone", "its folder does not exist"), ("file", "its folder is not a fo")):
+    for name, reason in (("gone", "gone does not exist"), ("file", "file is not a folder")):
         with pytest.raises(SavingError, match=f"{reason}.*; there is none before it"):
             save_checkpoint({}, tmp_path / name / "1.pth", tmp_path / name / "0.pth")
     assert not Path(tmp_path, "gone").exists()
