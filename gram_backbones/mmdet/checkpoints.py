@@ -75,7 +75,7 @@ class GramCheckpointHook(CheckpointHook):
             Path(self.out_dir).mkdir(parents=True, exist_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        excess = []
+        excess: list[int] = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             kept = [*self.keep_ckpt_ids, step]
             excess = kept[: -self.max_keep_ckpts]

@@ -117,7 +117,10 @@ def test_a_resumed_run_goes_on_from_the_checkpoint_before_a_damaged_one(damage, 
     whole, _ = train(tmp_path / "whole", "iterations")
     shutil.copytree(tmp_path / "whole", tmp_path / "copy")
     last = tmp_path / "copy/iter_14.pth"
-    last.write_bytes(last.read_bytes()[:9000]) if damage == "half" else last.unlink()
+    if damage == "half":
+        os.truncate(last, last.stat().st_size // 2)
+    else:
+        last.unlink()
     resumed, seen = train(tmp_path / "copy", "iterations", resume=True)
     assert len(seen) == 1  # of 14
     assert_same_end(resumed, whole)
