@@ -1,7 +1,6 @@
 """MMEngine's checkpoints: what our runs write is read, and nothing in a file is run."""
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +114,12 @@ class Act(Hook):
 @pytest.mark.parametrize("damage", ("half", "missing"))
 def test_a_resumed_run_goes_on_from_the_checkpoint_before_a_damaged_one(damage, tmp_path):
     whole, _ = train(tmp_path / "whole", "iterations")
-    shutil.copytree(tmp_path / "whole", tmp_path / "copy")
-    last = tmp_path / "copy/iter_14.pth"
+    last = tmp_path / "whole/iter_14.pth"
     if damage == "half":
         os.truncate(last, last.stat().st_size // 2)
     else:
         last.unlink()
-    resumed, seen = train(tmp_path / "copy", "iterations", resume=True)
+    resumed, seen = train(tmp_path / "whole", "iterations", resume=True)
     assert len(seen) == 1  # of 14
     assert_same_end(resumed, whole)
 
