@@ -94,7 +94,7 @@ def test_loaders_wait_for_their_workers_as_long_as_the_config_says(cfg):
 
 
 def test_a_trainer_keeps_the_last_values_of_a_scalar_only():
-    """Bug: Detectron2 keeps a million of each, 40 MB after 20,000 iterations of a Mask R-CNN."""
+    """Bug: Detectron2 keeps a million of each, so that memory grows with the iterations."""
     trainer = object.__new__(gram.GramTrainer)
     trainer._hooks = []
     with EventStorage() as trainer.storage:

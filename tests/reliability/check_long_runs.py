@@ -37,9 +37,10 @@ SMALL = (
 EVALUATE = """
 train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters={count}, val_interval={every})
 val_cfg = dict(type="ValLoop")
+keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 val_dataloader = dict(
     num_workers=0, persistent_workers=False,
-    dataset=dict(pipeline={{{{_base_.test_pipeline}}}}, **classes),
+    dataset=dict(pipeline=[*pipeline[:-1], dict(type="PackDetInputs", meta_keys=keys)], **classes),
 )
 val_evaluator = dict(ann_file=data_root + "train.json")
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=1000, max_keep_ckpts=2))
