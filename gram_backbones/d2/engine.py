@@ -220,6 +220,14 @@ class GramTrainer(DefaultTrainer):
         self.storage._history.default_factory = partial(HistoryBuffer, max_length=HISTORY)
         super().before_train()
 
+    def after_step(self) -> None:
+        """Detectron2's; where the disk takes no checkpoint, no hook ends by writing there too."""
+        try:
+            super().after_step()
+        except SavingError:
+            self._hooks.clear()
+            raise
+
     def run_step(self) -> None:
         """One iteration; the weights are good when it has ended."""
         try:

@@ -12,7 +12,9 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from gram_backbones.d2 import GramCheckpointer
+from detectron2.engine import HookBase
+
+from gram_backbones.d2 import GramCheckpointer, GramTrainer
 from gram_backbones.d2.engine import _without_trace
 from gram_backbones.weights.checkpoints import SavingError
 from tests.conftest import ROOT, check_ended_well
@@ -57,6 +59,28 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["1.pth", "last_checkpoint"]
     assert (tmp_path / "last_checkpoint").read_text() == "1.pth"
+
+
+def test_no_hook_ends_by_writing_to_a_full_disk():
+    """Bug: TensorBoard's writer made a deleted folder again, or hid the first error."""
+
+    class Hook(HookBase):
+        ended = False
+
+        def after_step(self):
+            raise SavingError("full")
+
+        def after_train(self):
+            self.ended = True
+
+    hook, trainer = Hook(), GramTrainer.__new__(GramTrainer)
+    trainer._hooks, trainer.storage, trainer.iter = [hook], SimpleNamespace(), 0
+    with pytest.raises(SavingError):
+        try:
+            trainer.after_step()
+        finally:
+            trainer.after_train()
+    assert not hook.ended
 
 
 def test_detectron2_logs_a_sentence_for_an_error_that_is_one():

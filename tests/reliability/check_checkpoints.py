@@ -7,11 +7,11 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,8 +22,6 @@ from gram_backbones.weights.pickles import DamagedError
 from tests.weights.fuzz import flip
 
 from .trainings import TOOLS, Tool, Training, equal, read_whole
-
-NOBODY = 65534
 
 
 def check_flips(file: Path, count: int, draw: random.Random) -> Counter:
@@ -101,7 +99,19 @@ def limit_files(training: Training, output: Path) -> None:
 
 def lock(training: Training, output: Path) -> None:
     """Make the folder read-only."""
-    output.chmod(0o555)
+    if os.getuid():
+        output.chmod(0o555)
+    else:  # whom no mode binds
+        subprocess.run(["mount", "--bind", output, output], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", output], check=True)
+
+
+def unlock(output: Path) -> None:
+    """Take back what :func:`lock` did."""
+    if os.getuid():
+        output.chmod(0o755)
+    else:
+        subprocess.run(["umount", output], check=True)
 
 
 def remove(training: Training, output: Path) -> None:
@@ -110,33 +120,23 @@ def remove(training: Training, output: Path) -> None:
     shutil.rmtree(output.with_name("removed"))
 
 
-def become_nobody(home: Path) -> None:
-    """Give up root's rights, for whom no folder is read-only."""
-    os.environ["HOME"] = str(home)
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
-
-
 def check_obstacle(
     tool: Tool, whole: Path, act: Callable[[Training, Path], None], reason: str
 ) -> str:
     """Start a run, act after its first checkpoint, and judge how it ends; then resume it."""
     output = whole.with_name(act.__name__)
-    before: Callable[[], object] = int
-    if act is lock and os.getuid() == 0:
-        output.mkdir()
-        os.chown(output, NOBODY, NOBODY)
-        output.parent.chmod(0o777)
-        before = partial(become_nobody, output.parent)
-    training = Training(tool, output, before=before)
+    training = Training(tool, output)
     assert training.wait_for(lambda: bool(tool.checkpoints(output))), training.said()
     act(training, output)
-    code, said = training.wait(), training.said()
+    try:
+        code, said = training.wait(), training.said()
+    finally:
+        if act is lock:
+            unlock(output)
     line = said.strip().splitlines()[-1]
     assert code == 1 and "Traceback" not in said, (code, said)
     assert "cannot write" in line and reason in line, line
     if act is not remove:
-        output.chmod(0o755)
         first = tool.checkpoints(output)[0]
         assert f"the last good one is {first}" in line, line
         assert not [*output.glob(".*.part*")]
@@ -156,7 +156,7 @@ def check(tool: Tool, folder: Path, count: int, flips: int, seed: int) -> Counte
     found += check_damage(tool, whole, count, draw)
     obstacles = (
         (limit_files, "File too large"),
-        (lock, "Permission denied"),
+        (lock, "Permission denied" if os.getuid() else "Read-only file system"),
         (remove, f"{folder / 'remove'} does not exist"),
     )
     for act, reason in obstacles[:count]:
@@ -180,7 +180,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # a forked process cannot use the threads of another
     with TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
         for tool_name in [args.only] if args.only else TOOLS:
             folder = Path(name, tool_name)
             make_demo_dataset(folder, train=4, val=2)

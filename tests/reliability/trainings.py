@@ -134,22 +134,14 @@ class Training:
         tool: what trains.
         output: its folder.
         resume: whether it resumes.
-        before: called in the process first.
     """
 
-    def __init__(
-        self,
-        tool: Tool,
-        output: Path,
-        *,
-        resume: bool = False,
-        before: Callable[[], object] = int,
-    ):
+    def __init__(self, tool: Tool, output: Path, *, resume: bool = False):
         self.log = output.with_suffix(".log")
         flags = ["--resume"] if resume else []
         arguments = [*tool.command, *flags, *tool.options, str(output)]
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=_run, args=(arguments, self.log, before))
+        self.process = context.Process(target=_run, args=(arguments, self.log))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -178,10 +170,9 @@ class Training:
         return self.log.read_text()
 
 
-def _run(arguments: list[str], log: Path, before: Callable[[], object]) -> None:
+def _run(arguments: list[str], log: Path) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    before()
     cli.main(arguments)
