@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..atomic import replacing
 from ..preprocessing import Preprocessing
 from ..weights import pickled
-from ..weights.checkpoints import load_first_whole, saving
+from ..weights.checkpoints import load_first_whole, saving, write_content
 from ..weights.fit import match
 from ..weights.pickled import check_sums
 from ..weights.pickles import DamagedError
@@ -65,8 +65,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None
         SavingError: the file cannot be written; those before it are as they were.
     """
     with saving(path, path) as part:
-        with part.open("wb") as file:
-            torch.save(content, file)
+        write_content(content, part)
         if path.is_file():
             with suppress(DamagedError):
                 check_sums(path)

@@ -72,9 +72,32 @@ def save_checkpoint(content: Any, path: str | Path, last: str | Path | None) -> 
         ...     torch.load(f"{folder}/last.pth")
         {'w': tensor([1., 1.])}
     """
-    # A stream of ours: torch's own says only "unexpected pos 64 vs 0" where a disk is full.
-    with saving(path, last) as part, part.open("wb") as file:
-        torch.save(content, file)
+    with saving(path, last) as part:
+        write_content(content, part)
+
+
+def write_content(content: Any, path: str | Path) -> None:
+    """``torch.save`` with an error that says what is wrong.
+
+    Args:
+        content: a dict of tensors and plain values.
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Examples:
+        >>> write_content({}, "no/such/folder/model.pth")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'no/such/folder/model.pth'
+    """
+    with open(path, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # "unexpected pos 64 vs 0", after what the stream raised
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_first_whole(

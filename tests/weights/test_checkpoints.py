@@ -1,12 +1,21 @@
 """Checkpoints of runs: written whole, refused where a byte has changed, the one before kept."""
 
+import builtins
+import errno
+import io
+import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from gram_backbones.weights.checkpoints import SavedCheckpoints, SavingError, save_checkpoint
+from gram_backbones.weights.checkpoints import (
+    SavedCheckpoints,
+    SavingError,
+    save_checkpoint,
+    write_content,
+)
 from gram_backbones.weights.pickled import read_checkpoint
 from gram_backbones.weights.pickles import DamagedError
 from tests.weights.fuzz import flip
@@ -94,6 +103,30 @@ def test_changed_bits_are_refused_or_change_nothing(tmp_path):
     for trust in (False, True):
         with pytest.raises(DamagedError):
             read_checkpoint(file, trust=trust)
+
+
+class Full(io.RawIOBase):
+    """A disk that takes so many bytes at first, then none, and then all."""
+
+    def __init__(self, room):
+        self.room = room
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.room -= len(data)
+        if -100_000 < self.room < 0:
+            self.room = -100_000
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(data)
+
+
+def test_torch_s_words_for_a_full_disk_are_not_ours(monkeypatch):
+    """Bug: where the stream could be closed, torch's error came instead: "unexpected pos"."""
+    monkeypatch.setattr(builtins, "open", lambda *_: Full(2_000))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_content({"w": torch.ones(5_000), "v": torch.ones(5_000)}, "model.pth")
 
 
 def test_a_full_disk(tmp_path):
