@@ -2,7 +2,8 @@
 # Make .venv with the pinned, tested set: torch, Detectron2, MMDetection, this project. Quick when
 # nothing changed.
 #
-#   PYTHON=python3.12 bash tools/setup.sh     another interpreter (CPython 3.10 to 3.12)
+#   PYTHON=python3.12 bash tools/setup.sh     another interpreter (CPython 3.10 to 3.13)
+#   TORCH=2.6.0 bash tools/setup.sh           another torch than the pinned one, and its torchvision
 #   DETECTRON2=package bash tools/setup.sh    do not try Detectron2's Git repository
 #   DETECTRON2=none bash tools/setup.sh       without Detectron2
 #   MMDET=none bash tools/setup.sh            without MMDetection (its mmcv compiles for 16 minutes)
@@ -39,23 +40,23 @@ esac
 
 stamp="$venv/.gram_backbones_setup"
 mm_stamp="$venv/.gram_backbones_setup_mmdet"
-state="$([ "$detectron2" = none ] && echo "no Detectron2 ")$(cat tools/setup.sh tools/requirements.txt pyproject.toml | cksum) $PWD"
+state="$([ "$detectron2" = none ] && echo "no Detectron2 ")$(cat tools/setup.sh tools/requirements.txt pyproject.toml | cksum) $PWD${TORCH:+ torch $TORCH}"
 mm_state="$mmdet $(cat tools/requirements-mmdet.txt | cksum) $state"
 is_done() { [ -x "$python" ] && [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
 make_environment() {
-    local supported base= candidate
-    supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+    local supported base= candidate pythons=${PYTHON:-python3.11 python3.12 python3.13 python3.10 python3}
+    supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
     if [ -x "$python" ] && "$python" -c "$supported" && "$python" -m pip --version >/dev/null 2>&1; then
         return
     fi
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.10 python3}; do
+    for candidate in $pythons; do
         if command -v "$candidate" >/dev/null && "$candidate" -c "$supported" 2>/dev/null; then
             base=$candidate
             break
         fi
     done
-    [ -n "$base" ] || fail "no CPython 3.10 to 3.12 among: ${PYTHON:-python3.11 python3.12 python3.10 python3}.
+    [ -n "$base" ] || fail "no CPython 3.10 to 3.13 among: $pythons.
 Install one, or name it: PYTHON=/path/to/python3.11 bash tools/setup.sh"
     "$base" -m venv --clear "$venv" || fail "$base could not make a virtual environment.
 On Debian and Ubuntu it takes the package python3-venv (or python3.11-venv for that version)."
@@ -73,9 +74,14 @@ pip_install() {
 }
 
 install_core() {
+    local requirements=tools/requirements.txt
     echo "Installing torch, torchvision and the pinned set into $venv; a few GB, minutes on a fast line."
     echo "(PyTorch's CPU packages are much smaller: name their index in PIP_EXTRA_INDEX_URL to take them.)"
-    pip_install -r tools/requirements.txt ||
+    if [ -n "${TORCH:-}" ]; then
+        requirements=$(mktemp)
+        sed "s/^torch==.*/torch==$TORCH/; s/^torchvision==.*/torchvision/" tools/requirements.txt > "$requirements"
+    fi
+    pip_install -r "$requirements" ||
         fail "pip could not install tools/requirements.txt; its message is above.
 Check the connection to the package index (PIP_INDEX_URL, PIP_FIND_LINKS) and the free disk space (8 GB)."
     if [ "$detectron2" != none ] && ! "$python" -c 'import detectron2' 2>/dev/null; then
