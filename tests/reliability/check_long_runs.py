@@ -125,7 +125,8 @@ def train_mmdetection(folder: Path, count: int, every: int, sample: Callable[[in
 
     make_demo_dataset(folder, train=4, val=0)
     base = str(find_config("mask-rcnn_aognet-12m_fpn_1x_coco", ["mmdet"]))
-    config = CONFIG.format(base=base, root=str(folder), classes=CLASSES).replace("96", "64")
+    config = CONFIG.format(base=base, root=str(folder), classes=CLASSES)
+    config = config.replace("(96, 96)", "(64, 64)")
     lines = [line for line in config.splitlines() if not line.startswith("val_dataloader = ")]
     file = folder / "long.py"
     file.write_text("\n".join(lines) + EVALUATE.format(count=count, every=every))
