@@ -84,7 +84,7 @@ def test_watching_workers_does_not_hide_a_death_from_torch():
     with pytest.raises(LostProcessError, match="is killed by signal"), naming_lost_processes():
         batches = iter(loader)
         with signal_blocked(signal.SIGCHLD):  # as by a long operation
-            time.sleep(2)
+            time.sleep(1.5)
         next(batches)
         next(batches)
 
