@@ -40,7 +40,7 @@ from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
-from ..weights.checkpoints import SavedCheckpoints, saving
+from ..weights.checkpoints import SavedCheckpoints, SavingError, saving
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, fetch_file
 from ..weights.published import read_weights
@@ -251,6 +251,10 @@ class GramRunner(Runner):
         except (PictureError, Terminated) as error:
             self._save_completed(error)
             raise
+        except OSError as error:
+            if Path(self.work_dir).is_dir():
+                raise
+            raise SavingError(f"cannot write to {self.work_dir}: it does not exist") from error
         finally:
             self._heads = "exact"
 

