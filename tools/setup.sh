@@ -65,7 +65,7 @@ On Debian and Ubuntu it takes the package python3-venv (or python3.11-venv for t
 # pip says nothing while it downloads or compiles.
 pip_install() {
     local beat status=0
-    while sleep 20 >/dev/null 2>&1; do echo "… still installing, $SECONDS s"; done &
+    while sleep 12 >/dev/null 2>&1; do echo "… still installing, $SECONDS s"; done &
     beat=$!
     "$python" -m pip install -qq --disable-pip-version-check "$@" || status=$?
     kill $beat
