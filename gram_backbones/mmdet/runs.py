@@ -180,6 +180,7 @@ class GramRunner(Runner):
     _test_dataloader: Any
     _resumes = False
     _evaluates = False
+    _has_loaded: bool
     _started = 0
     _heads = "exact"
     _termination = Termination()  # until a training begins, nobody waits for the signal
