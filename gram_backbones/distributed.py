@@ -1,8 +1,9 @@
-"""The end of a run in several processes, whichever framework started them."""
+"""Runs in several processes, whichever framework started them: what they share, and their end."""
 
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import torch.distributed as dist
 
@@ -10,6 +11,22 @@ if dist.is_available():
     # DDP imports this module. Its functions take the process group that exists at that moment as a
     # default argument, and so keep it alive; imported here, before there is a group, they do not.
     import torch.distributed.nn  # noqa: F401
+
+
+def require_same(what: str, value: Any) -> None:
+    """Make sure that all processes of the group have the same value; all of them call this.
+
+    Raises:
+        RuntimeError: they have not; the message lists them by rank.
+
+    Examples:
+        >>> require_same("the iteration", 7)
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        if any(other != value for other in values):
+            raise RuntimeError(f"{what} differs between processes, by rank: {values}")
 
 
 def end_processes() -> None:

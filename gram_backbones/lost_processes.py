@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,12 @@ from torch.utils.data import DataLoader
 TIMEOUT = 1800  # seconds that a rank waits for another one, which may evaluate alone
 LOADER_TIMEOUT = 900  # less, so that the rank whose worker hangs ends first and says so
 
+# How gloo, NCCL and torch's store say that another process is gone or does not answer.
+_LOST = re.compile(
+    "time[d ]? ?out|closed|reset by peer|broken pipe|got 0 bytes|remote process exited|"
+    "connection was aborted|not connected",
+    re.IGNORECASE,
+)
 # States of a process, as Linux abbreviates them.
 _STATES = {"D": "waits for a disk", "R": "running", "S": "asleep", "T": "stopped", "Z": "dead"}
 
@@ -59,7 +66,8 @@ def naming_lost_processes(seconds: int = LOADER_TIMEOUT) -> Iterator[None]:
         said = " ".join(str(error).split()).rstrip(".")
         if said.startswith("DataLoader "):
             raise LostProcessError(watch.said or _about_worker(said)) from error
-        if isinstance(error, dist.DistError) or "gloo/" in said:
+        of_group = isinstance(error, getattr(dist, "DistError", ())) or "gloo/" in said
+        if of_group and _LOST.search(said):  # others are mistakes, such as a port in use
             raise LostProcessError(_about_rank(said)) from error
         raise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from importlib.util import find_spec
-from os.path import dirname, join
+from os.path import dirname, isfile, join
 
 # pyproject.toml asks installers for the same; docs/reliability.md says which were tried.
 OLDEST = {"torch": "2.6", "timm": "1.0.15", "detectron2": "0.6", "mmdet": "3.3"}
@@ -46,11 +46,11 @@ def check_torch() -> None:
         >>> check_torch()
     """
     if loaded := sys.modules.get("torch"):
-        return check_version("torch", loaded.__version__)
+        return check_version("torch", str(loaded.__version__))
     spec = find_spec("torch")
-    if spec and spec.origin:
+    if spec and spec.origin and isfile(found_in := join(dirname(spec.origin), "version.py")):
         # importlib.metadata would triple the time that `import gram_backbones` takes.
-        with open(join(dirname(spec.origin), "version.py")) as file:
+        with open(found_in) as file:
             if found := re.search(r"__version__ = ['\"](.+?)['\"]", file.read()):
                 check_version("torch", found[1])
 

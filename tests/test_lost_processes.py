@@ -113,6 +113,12 @@ def test_other_errors_stay_as_they_are():
     assert type(caught.value) is RuntimeError
 
 
+def test_a_mistake_in_the_set_up_is_no_lost_process():
+    said = "NCCL error: Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000"
+    with pytest.raises(dist.DistBackendError, match="Duplicate"), naming_lost_processes():
+        raise dist.DistBackendError(said)
+
+
 def test_an_error_of_gloo_becomes_a_sentence(monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..atomic import replacing
+from ..atomic import flush, replacing
+from ..distributed import require_same
 from ..preprocessing import Preprocessing
 from ..weights import pickled
 from ..weights.checkpoints import load_first_whole, saving, write_content
@@ -66,6 +67,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None
     """
     with saving(path, path) as part:
         write_content(content, part)
+        flush(part)  # a disk that is full says so here at the latest, with both files in place
         if path.is_file():
             with suppress(DamagedError):
                 check_sums(path)
@@ -103,11 +105,14 @@ def read_last(path: str | Path, rank: int = 0) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_checkpoint`.
+        RuntimeError: processes found different ones.
     """
     path = Path(path)
     previous = path.with_name(PREVIOUS)
     files = [path, previous] if path.name == LAST and previous.is_file() else [path]
-    return load_first_whole(files, read_checkpoint, print if rank == 0 else str)
+    found = load_first_whole(files, read_checkpoint, print if rank == 0 else str)
+    require_same("the checkpoint to go on from", found[0].name)
+    return found
 
 
 def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

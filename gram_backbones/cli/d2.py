@@ -93,9 +93,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_gram_backbones_config(cfg)
     file = str(find_config(args.config_file, ["d2"]))
-    if args.timeout:
-        cfg.DATALOADER.TIMEOUT = args.timeout // 2
-    merge_config(cfg, file, args.opts)
+    timeout = ["DATALOADER.TIMEOUT", str(args.timeout // 2)] if args.timeout else []
+    merge_config(cfg, file, [*timeout, *args.opts])
     cfg = on_available_device(cfg)
     check_values(cfg)
     for node in CONFIG_NODES:

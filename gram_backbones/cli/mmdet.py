@@ -107,6 +107,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     from mmengine.config import Config
 
     from ..data import read_pair
+    from ..lost_processes import TIMEOUT
     from ..mmdet.checks import check_backbone, check_changes, check_values
     from ..mmdet.own_data import use_datasets
     from ..mmdet.runs import check_data, set_data_root, set_timeouts
@@ -123,6 +124,9 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     cfg.merge_from_dict(changes)
     if args.timeout:
         set_timeouts(cfg, args.timeout, args.timeout // 2)
+    elif args.launcher != "none":  # NCCL's default is less than a long evaluation takes
+        given = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout")
+        cfg.merge_from_dict({"env_cfg.dist_cfg.timeout": given or TIMEOUT})
     default = os.path.join("work_dirs", Path(file).stem)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or default
     if args.pictures:
@@ -245,7 +249,8 @@ def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
         sys.exit(f"{prog}: {type(error).__name__}: {error}")
     errors = DataError, DivergenceError, LostProcessError, OSError, PictureError, WeightError
     try:
-        with naming_lost_processes(cfg.get(f"{job}_dataloader", {}).get("timeout", LOADER_TIMEOUT)):
+        seconds = (cfg.get(f"{job}_dataloader") or {}).get("timeout") or LOADER_TIMEOUT
+        with naming_lost_processes(seconds):
             getattr(GramRunner.from_cfg(cfg), job)()  # unnamed, freed before end_processes
             end_processes()
     except errors as error:

@@ -36,7 +36,7 @@ from torch import nn
 
 from ..data import PictureError
 from ..dgnet.gate_report import report_gates
-from ..distributed import end_processes
+from ..distributed import end_processes, require_same
 from ..divergence import DivergenceError, LossWatch, diverged, first_not_finite, not_finite
 from ..fused import deploy
 from ..heartbeat import heartbeat
@@ -160,6 +160,7 @@ class GramTrainer(DefaultTrainer):
                 self.cfg.MODEL.BACKBONE.FREEZE_AT,
             )
         super().resume_or_load(resume)
+        require_same("the iteration to go on from", self.start_iter)
         if self.start_iter == self.max_iter and self.checkpointer.is_behind:
             self.iter = self.start_iter - 1  # nothing is left to do that would save it again
             self.checkpointer.save("model_final", iteration=self.iter)

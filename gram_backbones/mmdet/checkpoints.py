@@ -53,6 +53,20 @@ def _history(arguments: tuple, state: dict[str, Any]) -> HistoryBuffer:
 _FINISHERS = {"mmengine.logging.history_buffer.HistoryBuffer": _history}
 
 
+class _Later:
+    """A file backend that notes what it is asked to remove."""
+
+    def __init__(self, backend: Any):
+        self._backend = backend
+        self.removed: list[str] = []
+
+    def remove(self, file: str) -> None:
+        self.removed.append(file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+
 @HOOKS.register_module()
 class GramCheckpointHook(CheckpointHook):
     """MMEngine's hook; a checkpoint is deleted when the next is whole, and the last two are kept.
@@ -73,6 +87,20 @@ class GramCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if "://" not in self.out_dir:
             Path(self.out_dir).mkdir(parents=True, exist_ok=True)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """MMEngine's; the best one so far is deleted when the new one is whole."""
+        backend, later = self.file_backend, _Later(self.file_backend)
+        self.file_backend = later
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        several = getattr(self, "best_ckpt_path_dict", {})  # where several metrics are watched
+        best = {getattr(self, "best_ckpt_path", None), *several.values()}
+        for file in later.removed:
+            if file not in best:  # a resumed run writes a file of the same name
+                backend.remove(file)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         excess: list[int] = []

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmdet
 import torch
@@ -17,13 +17,14 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data import PictureError, check_checkpoint_classes
 from ..dgnet.gate_report import report_gates
+from ..distributed import require_same
 from ..divergence import (
     DivergenceError,
     LossWatch,
@@ -193,8 +194,9 @@ class GramRunner(Runner):
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
         """MMEngine's; `GramCheckpointHook` takes the place of its own."""
-        if isinstance(hook, dict) and hook.get("type") in (CheckpointHook, CheckpointHook.__name__):
-            hook = {**hook, "type": GramCheckpointHook}
+        kind = hook.get("type") if isinstance(hook, dict) else None
+        if (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
+            hook = {**cast(dict, hook), "type": GramCheckpointHook}
         super().register_hook(hook, priority)
 
     def register_hooks(self, *args, **kwargs) -> None:
@@ -406,6 +408,7 @@ class GramRunner(Runner):
             self.logger.info(f"Resumed from {file}")
             self._has_loaded = True
         super().load_or_resume()
+        require_same("the iteration to go on from", (self.epoch, self.iter))
         for module in self._parts().values():
             if module.missing_file:
                 raise WeightError(module.missing_file)
@@ -416,6 +419,7 @@ class GramRunner(Runner):
         try:
             with safe_loading(self.cfg.get("trust_checkpoint", False)):
                 super().resume(str(fetch_file(filename)), *args, **kwargs)
+            self.saved.resumed(filename)
         finally:
             self._resumes = False
 

@@ -194,3 +194,9 @@ class SavedCheckpoints:
         file, found = load_first_whole(files, load, warn)
         self._own = file.name if file.parent == self.folder else str(file)
         return file, found
+
+    def resumed(self, file: str | Path) -> None:
+        """Tell that the run goes on from a file; if it is in the folder, it is kept as the last."""
+        file = Path(file)
+        if not self._own and file.absolute().parent == self.folder.absolute():
+            self._own = file.name

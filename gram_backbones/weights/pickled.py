@@ -5,6 +5,7 @@ A file's tensors can claim no more memory than the file has bytes.
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import pickle
@@ -58,9 +59,19 @@ def check_sums(path: str | Path) -> None:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
     except Exception as error:  # zipfile raises many kinds
+        _raise_if_of_the_machine(error)
         raise DamagedError("it is not a whole zip archive") from error
     if wrong:
         raise DamagedError(f"the checksum of {wrong} is wrong")
+
+
+def _raise_if_of_the_machine(error: Exception) -> None:
+    """Raise what says nothing about the file: no permission, a disk that fails, full memory."""
+    # Seeking to a place before the file's beginning, as a damaged archive asks, is "invalid".
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
+    if isinstance(error, MemoryError):
+        raise error
 
 
 def read_trusted(path: Path) -> Any:
@@ -93,6 +104,7 @@ def read_checkpoint(
     Raises:
         FileNotFoundError: there is no such file.
         DamagedError: it is damaged; a zip archive has a checksum of each tensor.
+        OSError, MemoryError: it cannot be read here, and may be whole.
         WeightError: it holds something else.
 
     Examples:
@@ -110,6 +122,7 @@ def read_checkpoint(
     except WeightError as error:
         raise DamagedError(f"cannot read {path}: {error}") from error
     except Exception as error:  # parsers of damaged files raise whatever they stumble over
+        _raise_if_of_the_machine(error)
         raise DamagedError(f"cannot read {path}: it is damaged or not a checkpoint") from error
     if names := opaque_names(content):
         raise WeightError(

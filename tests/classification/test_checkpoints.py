@@ -1,5 +1,9 @@
 """Classifiers' checkpoints: the last and the one before it, also where one is damaged."""
 
+import errno
+import os
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -68,3 +72,13 @@ def test_resume_begins_where_there_is_nothing_yet(last, tmp_path):
     assert classifier.parse_args([*common, str(tmp_path)]).resume == last
     last.unlink()  # as for a moment when a checkpoint is written
     assert classifier.parse_args([*common, str(tmp_path)]).resume == last
+
+
+def test_a_disk_that_is_full_when_it_is_flushed_leaves_both(last, monkeypatch):
+    """Bug: last.pth had become previous.pth before the new file was known to be on the disk."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=full))
+    with pytest.raises(SavingError, match=f"the last good one is {last}"):
+        write(last, 4)
+    assert read(last) == ("last.pth", 3)
+    assert read(last.with_name("previous.pth")) == ("previous.pth", 2)

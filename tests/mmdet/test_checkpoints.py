@@ -14,7 +14,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
-from gram_backbones.mmdet.checkpoints import safe_loading
+from gram_backbones.mmdet.checkpoints import GramCheckpointHook, safe_loading
 from gram_backbones.weights.checkpoints import SavingError
 from gram_backbones.weights.files import WeightError
 from tests.mmdet.test_replay import assert_same_end, make_runner, train
@@ -164,3 +164,19 @@ def test_a_deleted_folder_ends_the_run(tmp_path):
     with pytest.raises(SavingError, match="cannot write to .*run: it does not exist"):
         runner.train()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_checkpoint_stays_until_the_next_is_whole(tmp_path):
+    """Bug: MMEngine deletes the best one before it writes."""
+    runner = make_runner(tmp_path, "iterations", custom_hooks=[])
+    hook = GramCheckpointHook(by_epoch=False, save_best="AP", rule="greater")
+    hook.before_train(runner)
+    for tries, name in enumerate(("one_{}.pth", "two_{}.pth")):
+        hook.filename_tmpl = name
+        hook._save_best_checkpoint(runner, {"AP": float(tries)})
+    assert kept(tmp_path) == ["best_AP_two_0.pth"]
+    (tmp_path / ".best_AP_three_0.part.pth").symlink_to("/dev/full")
+    hook.filename_tmpl = "three_{}.pth"
+    with pytest.raises(SavingError):
+        hook._save_best_checkpoint(runner, {"AP": 2.0})
+    assert kept(tmp_path) == ["best_AP_two_0.pth"]

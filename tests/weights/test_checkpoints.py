@@ -6,10 +6,12 @@ import io
 import os
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from gram_backbones.weights import pickled
 from gram_backbones.weights.checkpoints import (
     SavedCheckpoints,
     SavingError,
@@ -148,3 +150,20 @@ def test_a_folder_that_is_gone_or_a_file(tmp_path):
         with pytest.raises(SavingError, match=f"{reason}.*; there is none before it"):
             save_checkpoint({}, tmp_path / name / "1.pth", tmp_path / name / "0.pth")
     assert not Path(tmp_path, "gone").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_here_is_not_passed_over(tmp_path, monkeypatch):
+    """Bug: after a failing disk, or as another user, a run went on from the one before."""
+    write(tmp_path, 1, 2)
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(pickled, "read_pickled", Mock(side_effect=denied))
+    with pytest.raises(PermissionError):
+        resume(tmp_path)
+
+
+def test_the_checkpoint_that_was_named_is_kept_as_the_one_before(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    saved = SavedCheckpoints(tmp_path)
+    saved.resumed(tmp_path / "2.pth")
+    saved.add("4.pth")
+    assert [file.name for file in saved.files()] == ["4.pth", "2.pth"]
