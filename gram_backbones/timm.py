@@ -44,7 +44,7 @@ try:
     from timm.models._features_fx import FeatureGraphNet
 except ImportError as error:
     raise ImportError(
-        f"gram_backbones.timm needs timm {OLDEST['timm']} or newer, which does not import: {error}"
+        f"gram_backbones.timm needs timm {OLDEST['timm']} or newer ({error}): pip install -U timm"
     ) from error
 else:
     check_version("timm", timm.__version__)
