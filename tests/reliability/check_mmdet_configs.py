@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import random
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -135,8 +134,19 @@ def check(count: int, seed: int = 0) -> list[Outcome]:
             with reads as reader, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 reader.side_effect = load
                 outcomes.append(judge(draw_mutation(draw), run, lambda: reader.called))  # noqa: B023
-            logging.shutdown()
+            end_logs()
     return outcomes
+
+
+def end_logs() -> None:
+    """Close the files that MMEngine's loggers write to; later runs begin their own."""
+    from mmengine.logging import MMLogger
+
+    for logger in MMLogger._instance_dict.values():
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+    MMLogger._instance_dict.clear()
 
 
 if __name__ == "__main__":
