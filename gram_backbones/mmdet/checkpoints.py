@@ -78,6 +78,8 @@ class GramCheckpointHook(CheckpointHook):
         kwargs: see MMEngine's class.
     """
 
+    file_backend: Any
+
     def __init__(self, *args: Any, max_keep_ckpts: int = -1, **kwargs: Any):
         keep = max(2, max_keep_ckpts) if max_keep_ckpts > 0 else -1
         super().__init__(*args, max_keep_ckpts=keep, **kwargs)
