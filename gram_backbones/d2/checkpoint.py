@@ -107,9 +107,9 @@ class GramCheckpointer(DetectionCheckpointer):
             self._resumed = None
 
     @property
-    def is_behind(self) -> bool:
-        """Whether the last checkpoint was damaged or missing, and the one before was resumed."""
-        return self._saved.is_behind
+    def has_end(self) -> bool:
+        """Whether the run goes on from its whole ``model_final.pth``, or has saved it."""
+        return self._saved.own == "model_final.pth"
 
     def _read_run(self, file: Path) -> dict[str, Any]:
         remedy = "--trust-checkpoint reads a file that you trust"

@@ -161,7 +161,7 @@ class GramTrainer(DefaultTrainer):
             )
         super().resume_or_load(resume)
         require_same("the iteration to go on from", self.start_iter)
-        if self.start_iter == self.max_iter and self.checkpointer.is_behind:
+        if self.start_iter == self.max_iter and not self.checkpointer.has_end:
             self.iter = self.start_iter - 1  # nothing is left to do that would save it again
             self.checkpointer.save("model_final", iteration=self.iter)
         if not self.start_iter or not is_replayable(self.cfg):

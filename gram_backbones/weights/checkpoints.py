@@ -130,6 +130,9 @@ class SavedCheckpoints:
     Args:
         folder: of the run.
 
+    Attributes:
+        own: name of the checkpoint that this run saved last, or goes on from; empty if none.
+
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
@@ -143,7 +146,7 @@ class SavedCheckpoints:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._own = ""  # name of this run's last one
+        self.own = ""
 
     def files(self) -> list[Path]:
         """The last checkpoint and the one before it, as far as they were noted."""
@@ -162,11 +165,6 @@ class SavedCheckpoints:
         return (self.folder / _LAST).is_file()
 
     @property
-    def is_behind(self) -> bool:
-        """Whether the last checkpoint was passed over in :meth:`resume`."""
-        return bool(self._own) and self._find(self._own) != self.files()[0]
-
-    @property
     def last(self) -> Path | None:
         """The last checkpoint, if it is there."""
         return next((file for file in self.files()[:1] if file.is_file()), None)
@@ -176,12 +174,12 @@ class SavedCheckpoints:
         before = self.folder / _PREVIOUS
         with replacing(self.folder / _LAST) as part:
             part.write_text(name)
-        if not self._own:  # what is noted there is another run's
+        if not self.own:  # what is noted there is another run's
             before.unlink(missing_ok=True)
-        elif self._own != name:
+        elif self.own != name:
             with replacing(before) as part:
-                part.write_text(self._own)
-        self._own = name
+                part.write_text(self.own)
+        self.own = name
 
     def resume(self, load: Callable[[Path], _T], warn: Callable[[str], object]) -> tuple[Path, _T]:
         """Load the last checkpoint, or the one before it where the last is damaged or missing.
@@ -192,11 +190,11 @@ class SavedCheckpoints:
         if not files:
             raise FileNotFoundError(f"{self.folder / _LAST} names no checkpoint")
         file, found = load_first_whole(files, load, warn)
-        self._own = file.name if file.parent == self.folder else str(file)
+        self.own = file.name if file.parent == self.folder else str(file)
         return file, found
 
     def resumed(self, file: str | Path) -> None:
         """Tell that the run goes on from a file; if it is in the folder, it is kept as the last."""
         file = Path(file)
-        if not self._own and file.absolute().parent == self.folder.absolute():
-            self._own = file.name
+        if not self.own and file.absolute().parent == self.folder.absolute():
+            self.own = file.name

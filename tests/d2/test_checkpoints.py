@@ -41,13 +41,8 @@ def test_the_one_before_a_damaged_checkpoint_is_resumed(tmp_path, caplog):
         rest = resumed.resume_or_load("", resume=True)
     finally:
         logger.removeHandler(caplog.handler)
-    assert rest["iteration"] == 1 and resumed.model.weight.item() == 3 and resumed.is_behind
+    assert rest["iteration"] == 1 and resumed.model.weight.item() == 3
     assert f"Going on from the checkpoint before it, {tmp_path / '1.pth'}" in caplog.text
-    resumed.save("2")
-    assert not resumed.is_behind
-    again = write(tmp_path)
-    again.resume_or_load("", resume=True)
-    assert not again.is_behind
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):

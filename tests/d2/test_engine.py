@@ -146,6 +146,7 @@ def test_a_mapper_of_one_s_own_is_replayed(cfg):
     assert resumed == whole[2:]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(cfg, tmp_path):
     cfg.SOLVER.MAX_ITER = 1
     cfg.DATASETS.TEST = ()
@@ -157,6 +158,23 @@ def test_another_seed_is_another_run(cfg, tmp_path):
         trainer.train()
         states.append(state_of(cfg.OUTPUT_DIR)["model"])
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize("end", ("gone", "damaged"))
+def test_a_run_killed_before_its_last_file_gets_it_when_it_is_resumed(cfg, tmp_path, end):
+    """Bug: with nothing left to train, no ``model_final.pth`` was written."""
+    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    cfg.DATASETS.TEST = ()
+    gram.GramTrainer(cfg).train()
+    whole, last = state_of(tmp_path)["model"], tmp_path / "model_final.pth"
+    if end == "gone":
+        last.unlink()
+        (tmp_path / "previous_checkpoint").rename(tmp_path / "last_checkpoint")
+    else:
+        last.write_bytes(last.read_bytes()[:500])
+    gram.GramTrainer(cfg).resume_or_load()
+    state = state_of(tmp_path)["model"]
+    assert all(torch.equal(value, state[name]) for name, value in whole.items())
 
 
 def test_runs_that_cannot_be_repeated_say_so(cfg, caplog):
@@ -319,6 +337,7 @@ def run_tool(*args, datasets, **options):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, **options)
 
 
+@pytest.mark.slow
 def test_train_net_without_data_stops_with_the_paths_and_no_trace(tmp_path):
     done = run_tool(
         "--config", "d2_configs/mask_rcnn_aognet40m_fpn_1x.yaml", datasets=tmp_path / "none"
@@ -439,10 +458,10 @@ def test_a_killed_run_on_coco_photographs_ends_as_one_that_was_not(tmp_path):
     """The shipped 12M config at full width: killed after iteration 3, resumed by a new process."""
     config = ("--config", "d2_configs/mask_rcnn_aognet12m_fpn_1x.yaml")
     small = (
-        "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (160,192) INPUT.MAX_SIZE_TRAIN 320 "
-        "INPUT.MIN_SIZE_TEST 192 INPUT.MAX_SIZE_TEST 320 SOLVER.IMS_PER_BATCH 2 "
+        "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (128,160) INPUT.MAX_SIZE_TRAIN 224 "
+        "INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 192 SOLVER.IMS_PER_BATCH 2 "
         "SOLVER.MAX_ITER 6 SOLVER.STEPS () SOLVER.BASE_LR 0.002 SOLVER.CHECKPOINT_PERIOD 3 "
-        "TEST.PICTURES.NUM 2 TEST.DETECTIONS_PER_IMAGE 5"
+        "TEST.PICTURES.NUM 2 TEST.DETECTIONS_PER_IMAGE 5 MODEL.RPN.POST_NMS_TOPK_TEST 50"
     ).split()
     done = run_tool(*config, *small, "OUTPUT_DIR", tmp_path / "whole", datasets=DATASETS)
     check_ended_well(done)
