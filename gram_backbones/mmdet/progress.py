@@ -27,8 +27,8 @@ class EarlyProgressHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Print a line if one is due."""
-        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-        own = any(self.every_n_inner_iters(batch_idx, interval) for interval in intervals)
+        loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        own = any(_prints(hook, len(runner.train_dataloader), batch_idx) for hook in loggers)
         now = time.monotonic()
         if not own and self._printed >= 2 and now - self._last <= _QUIET_SECONDS:
             return
@@ -36,3 +36,10 @@ class EarlyProgressHook(Hook):
         if not own:
             _, line = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
             runner.logger.info(line)
+
+
+def _prints(hook: LoggerHook, length: int, batch_idx: int) -> bool:
+    """Whether MMEngine's hook prints a line: also at the end of an epoch as short as its interval."""
+    if hook.every_n_inner_iters(batch_idx, hook.interval):
+        return True
+    return batch_idx + 1 == length and (not hook.ignore_last or length <= hook.interval)
