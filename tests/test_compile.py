@@ -11,18 +11,19 @@ from torch._dynamo.testing import CompileCounter
 from gram_backbones import create_model
 from tests.test_fused import filled
 
-NAMES = (
-    "dgnet_cifar_r20",
-    pytest.param("aognet_cifar_s_pruned_lateral", marks=pytest.mark.slow),
-    pytest.param("dgnet_regnety_600m", marks=pytest.mark.slow),
-)
 SIZES = ((320, 352), (384, 320), (352, 416))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("trains", "norm"), ((False, "FrozenBN"), pytest.param(True, "BN", marks=pytest.mark.slow))
+    ("name", "trains", "norm"),
+    (
+        ("dgnet_cifar_r20", False, "FrozenBN"),
+        ("dgnet_cifar_r20", True, "BN"),
+        ("dgnet_regnety_600m", False, "FrozenBN"),
+        ("aognet_cifar_s_pruned_lateral", True, "BN"),
+    ),
 )
-@pytest.mark.parametrize("name", NAMES)
 def test_new_image_sizes_compile_once(name, trains, norm):
     torch._dynamo.reset()
     counter = CompileCounter()

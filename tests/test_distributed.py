@@ -42,6 +42,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from /proc")
 @pytest.mark.parametrize("launcher", ("torch", pytest.param("detectron2", marks=pytest.mark.slow)))
 def test_no_thread_of_gloo_outlives_the_group(launcher, tmp_path, check_gloo_ended):

@@ -2,18 +2,40 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("timm", reason="timm is not installed")
 
 from gram_backbones.classification.checkpoint import read_checkpoint
+from gram_backbones.classification.data import read_picture
 from gram_backbones.data import PictureError
 from tests.classification.tiny import (
     refused,
     tiny_recipe,
     trainer,
 )
+from tests.data.test_pictures import READ, REFUSED
+
+
+@pytest.mark.parametrize("name", READ)
+def test_pictures_are_read_as_pillow_decodes_them(tmp_path, name):
+    """ImageFolder does not rotate by EXIF, nor do the networks that were trained with it."""
+    READ[name](tmp_path / name)
+    with Image.open(tmp_path / name) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(np.asarray(read_picture(str(tmp_path / name))), expected)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(REFUSED.keys() - {"other-size.png"})
+)  # folders hold no sizes
+def test_other_pictures_are_named(tmp_path, name):
+    REFUSED[name](tmp_path / name)
+    with pytest.raises(PictureError, match=rf"^cannot read picture {tmp_path / name}: \w+: .+"):
+        read_picture(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("workers", (0, pytest.param(1, marks=pytest.mark.slow)))

@@ -199,6 +199,7 @@ def test_bad_folders_are_one_sentence(folder, tmp_path, monkeypatch, capsys):
         assert words in message and "\n" not in message, message
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("damage", ("classes", "missing", "no file", "base"))
 def test_checkpoints_that_do_not_fit_are_refused(damage, folder, tmp_path, monkeypatch, capsys):
     name = "dgnet_r18"

@@ -56,6 +56,7 @@ def test_folders_that_are_not_whole_are_refused(tool, monkeypatch, few, tmp_path
     assert f"there is no folder {root / 'val'}" in refused(tool, monkeypatch, *arguments)
 
 
+@pytest.mark.slow
 def test_the_tool_runs_by_its_defaults_and_resumes(tool, monkeypatch, few, tmp_path, capsys):
     """The recipe's 300 epochs apart: overrides reach the run, and a second call goes on."""
     arguments = ("--model", "aognet_tiny", "--recipe", "aognet_cifar", "--data", few)

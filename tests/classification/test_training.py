@@ -189,6 +189,7 @@ def test_a_resumed_run_may_be_longer_and_never_shorter(few, tmp_path, capsys):
         trainer(few, tmp_path, recipe, resume=tmp_path / "last.pth")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("update", (1, 3), ids=("in the first epoch", "in the second"))
 def test_sigterm_saves_within_an_update_and_the_rest_is_the_same(
     update, few, tmp_path, monkeypatch

@@ -331,6 +331,7 @@ def test_absent_detectron2_is_one_clear_sentence():
     assert "gram_backbones.d2 needs Detectron2" in last and "tools/setup.sh" in last
 
 
+@pytest.mark.slow
 def test_the_core_needs_no_framework():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('detectron2', 'mmdet', 'fvcore')));"

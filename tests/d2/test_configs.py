@@ -29,13 +29,13 @@ STEPS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) f
 
 
 def small(name):
-    """The config on the CPU with 32 regions and 100 proposals, short side at most 192."""
+    """The config on the CPU with 16 regions and 30 proposals, short side at most 128."""
     cfg = gram.get_config(name)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 32
-    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 100
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (192,), 192
-    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = 256
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 30
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (128,), 128
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = 192
     return cfg
 
 

@@ -179,9 +179,10 @@ def test_lazy_config():
 @needs_coco
 def test_the_shipped_r50_trains_and_evaluates_on_photographs(tmp_path):
     small = (
-        "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (160,192) INPUT.MAX_SIZE_TRAIN 320 "
-        "INPUT.MIN_SIZE_TEST 192 INPUT.MAX_SIZE_TEST 320 SOLVER.IMS_PER_BATCH 2 "
-        "SOLVER.MAX_ITER 20 SOLVER.STEPS () SOLVER.BASE_LR 0.002 TEST.PICTURES.NUM 2"
+        "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (128,160) INPUT.MAX_SIZE_TRAIN 224 "
+        "INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 192 SOLVER.IMS_PER_BATCH 2 "
+        "SOLVER.MAX_ITER 6 SOLVER.STEPS () SOLVER.BASE_LR 0.002 TEST.PICTURES.NUM 2 "
+        "MODEL.RPN.POST_NMS_TOPK_TEST 50"
     ).split()
     config = ("--config", "d2_configs/faster_rcnn_dgnet_r50_fpn_1x.yaml")
     done = run_tool(*config, *small, "OUTPUT_DIR", tmp_path, datasets=DATASETS)

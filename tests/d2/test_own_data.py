@@ -179,6 +179,7 @@ def spoiled_run(cfg, folder, after):
     return trainer, spoil
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_read_stops_the_run_after_the_weights_were_saved(cfg, tmp_path):
     trainer, spoil = spoiled_run(cfg, tmp_path / "demo/train", after=1)
     saved = torch.load(tmp_path / "out/model_0000001.pth", weights_only=True)

@@ -73,7 +73,8 @@ def test_a_resumed_run_with_workers_ends_as_one_that_was_not_stopped(processes, 
     make_demo_dataset(tmp_path / "gram_demo", train=10, val=1)
     config, change = CONFIGS["aognet"]
     url = ("--num-gpus", processes, "--dist-url", "auto")
-    for name, steps in (("whole", ((6, 4),)), ("stopped", ((3, 4), (6, 2)))):
+    many = 4 // processes
+    for name, steps in (("whole", ((6, many),)), ("stopped", ((3, many), (6, many // 2)))):
         for last, workers in steps:
             changes = (*SMALL, *change.split(), "DATALOADER.NUM_WORKERS", workers)
             changes += ("SOLVER.MAX_ITER", last, "OUTPUT_DIR", tmp_path / name)

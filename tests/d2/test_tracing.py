@@ -101,6 +101,7 @@ def test_a_traced_detector_finds_the_same_as_in_eager_mode(name):
             check_same_detections(run(item)[0], detect(model, item)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_traced_detector_takes_other_image_sizes(name):
     model, inputs = detector(name)

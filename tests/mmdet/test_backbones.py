@@ -379,7 +379,7 @@ def moves_of(detector):
     return sum((m[1][1] - m[0][0]).abs().mean().item() for m in records.values())
 
 
-@pytest.mark.grid
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "leaf",
     ("faster_rcnn/faster-rcnn_dgnet-r50_fpn_1x_coco.py", "atss/atss_dgnet-r50_fpn_1x_coco.py"),

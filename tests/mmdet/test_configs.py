@@ -42,17 +42,17 @@ def load(leaf):
 
 
 def small(cfg):
-    """The config with 32 regions and 100 proposals."""
+    """The config with 16 regions and 30 proposals."""
     train, test = cfg.model.train_cfg, cfg.model.test_cfg
     if "rpn_proposal" in train:
-        train.rpn_proposal.max_per_img = test.rpn.max_per_img = 100
+        train.rpn_proposal.max_per_img = test.rpn.max_per_img = 30
         for stage in train.rcnn if isinstance(train.rcnn, list) else [train.rcnn]:
-            stage.sampler.num = 32
+            stage.sampler.num = 16
     return cfg
 
 
 def photographs(cfg, count=1):
-    """Samples of the validation set with their annotations, short side at most 192."""
+    """Samples of the validation set with their annotations, short side at most 128."""
     masks = any(t.get("with_mask") for t in cfg.train_dataloader.dataset.pipeline)
     dataset = DATASET_TYPES.build(
         dict(
@@ -64,7 +64,7 @@ def photographs(cfg, count=1):
             pipeline=[
                 dict(type="LoadImageFromFile"),
                 dict(type="LoadAnnotations", with_bbox=True, with_mask=masks),
-                dict(type="Resize", scale=(256, 192), keep_ratio=True),
+                dict(type="Resize", scale=(192, 128), keep_ratio=True),
                 dict(type="PackDetInputs"),
             ],
         )

@@ -222,8 +222,7 @@ runner_type = "GramRunner"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", ("epoch", "iter"))
-@pytest.mark.parametrize("processes", (1, 2))
+@pytest.mark.parametrize(("loop", "processes"), (("epoch", 1), ("iter", 2)))
 def test_a_detector_s_resumed_run_ends_as_one_that_was_not_stopped(loop, processes, demo, tmp_path):
     """With two workers, resumed with three; in one process resumed by MMDetection's own tool."""
     if torch.cuda.device_count() == 1 and processes == 2:

@@ -194,8 +194,6 @@ def test_the_tool_resumes_without_the_weight_file(trained, demo, tmp_path):
     fixed = ("backbone.stem.", "backbone.res2.")
     assert all(torch.equal(v, last[n]) for n, v in first.items() if n.startswith(fixed))
     assert any(not torch.equal(v, last[n]) for n, v in first.items())
-    done = run(ROOT / "tools/train_mmdet.py", file, *options[:2], *changes, cwd=tmp_path)
-    assert done.returncode and "there is no weight file" in done.stderr
 
 
 def test_resuming_without_a_checkpoint_starts_from_load_from(demo, tmp_path, monkeypatch):
@@ -252,9 +250,8 @@ def test_the_tool_refuses_with_a_sentence(arguments, message, demo, tmp_path, mo
 # one image each compute what one process computes on both.
 SMALL_ATSS = """
 model = dict(
-    backbone=dict(_delete_=True, frozen_stages=0, norm_cfg=dict(type="BN", requires_grad=False),
-                  norm_eval=True, **{backbone}),
-    neck=dict(in_channels={channels}, out_channels=64),
+    backbone=dict(variant="dgnet_r18", frozen_stages=0),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
     bbox_head=dict(in_channels=64, feat_channels=64, stacked_convs=1, num_classes=4),
 )
 train_pipeline = [
@@ -269,16 +266,11 @@ train_cfg["max_iters"] = 5
 default_hooks["checkpoint"]["interval"] = 1
 optim_wrapper = dict(optimizer=dict(lr=0.002))
 """
-BACKBONES = {
-    "dgnet": (dict(type="DGNet", variant="dgnet_r18", start_as_base=True), [64, 128, 256, 512]),
-    "aognet": (dict(type="AOGNet", variant="aognet_4m"), [56, 120, 256, 640]),
-}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ("dgnet", "aognet"))
 def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
-    family, demo, tmp_path, check_gloo_ended
+    demo, tmp_path, check_gloo_ended
 ):
     if torch.cuda.device_count() == 1:
         pytest.skip("two processes take two GPUs, or none")
@@ -286,8 +278,7 @@ def test_two_processes_end_with_the_weights_of_one_on_the_joint_batch(
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        backbone, channels = BACKBONES[family]
-        extra = SMALL_ATSS.format(backbone=backbone, channels=channels, batch_size=2 // processes)
+        extra = SMALL_ATSS.format(batch_size=2 // processes)
         file = write_config(folder, ATSS, demo, extra)
         command = [ROOT / "tools/train_mmdet.py", file, "--work-dir", folder]
         if processes == 2:
@@ -316,13 +307,13 @@ train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=6, val_inte
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3), logger=dict(interval=1))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
-model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)))
+model = dict(test_cfg=dict(rpn=dict(max_per_img=50), rcnn=dict(score_thr=0.0, max_per_img=5)))
 """)
     small = (
         "train_dataloader.num_workers=0 train_dataloader.persistent_workers=False "
         "val_dataloader.num_workers=0 val_dataloader.persistent_workers=False "
-        "train_dataloader.dataset.pipeline.2.scale=(320,192) "
-        "val_dataloader.dataset.pipeline.1.scale=(320,192) optim_wrapper.optimizer.lr=0.002"
+        "train_dataloader.dataset.pipeline.2.scale=(224,160) "
+        "val_dataloader.dataset.pipeline.1.scale=(192,128) optim_wrapper.optimizer.lr=0.002"
     ).split()
     command = [ROOT / "tools/train_mmdet.py", file, "--data-root", DATASETS / "coco"]
     command += ["--work-dir", tmp_path, "--pictures", 2]
