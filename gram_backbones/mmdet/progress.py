@@ -39,7 +39,7 @@ class EarlyProgressHook(Hook):
 
 
 def _prints(hook: LoggerHook, length: int, batch_idx: int) -> bool:
-    """Whether MMEngine's hook prints a line: also at the end of an epoch as short as its interval."""
+    """Whether MMEngine's hook prints a line; it does so too at the end of a short epoch."""
     if hook.every_n_inner_iters(batch_idx, hook.interval):
         return True
     return batch_idx + 1 == length and (not hook.ignore_last or length <= hook.interval)
