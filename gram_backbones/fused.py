@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -398,9 +399,9 @@ def unfused() -> Iterator[None]:
         _unfused -= 1
 
 
-def as_now() -> AbstractContextManager:
-    """A context to enter later, in which operators are fused, or not, as at this call."""
-    return _with_unfused(_unfused)
+def as_now() -> Callable[[], AbstractContextManager]:
+    """A maker of contexts in which operators are fused, or not, as at this call."""
+    return partial(_with_unfused, _unfused)
 
 
 @contextmanager

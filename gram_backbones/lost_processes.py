@@ -206,3 +206,6 @@ def end_with_launcher() -> None:
     if started and sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+        parent = multiprocessing.parent_process()
+        if parent and not parent.is_alive():  # it was killed before
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,17 +34,31 @@ def recompute(
         run,
         x,
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _second_pass(module, as_now())),
+        context_fn=lambda: (nullcontext(), _Again(partial(_second_pass, module, as_now()))),
     )
 
 
+class _Again(AbstractContextManager):
+    """A context that can be entered again, as every backward pass through one graph does."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager]):
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._context = self._make()
+        self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._context.__exit__(*error)
+
+
 @contextmanager
-def _second_pass(module: nn.Module, form: AbstractContextManager) -> Iterator[None]:
+def _second_pass(module: nn.Module, form: Callable[[], AbstractContextManager]) -> Iterator[None]:
     """Buffers stay as they are, and operators are fused as in the first pass."""
     # `.data`: the version counters must not move, autograd may hold these very buffers.
     kept = [(buffer, buffer.data.clone()) for buffer in module.buffers()]
     try:
-        with form:
+        with form():
             yield
     finally:
         for buffer, value in kept:

@@ -102,6 +102,17 @@ def test_a_worker_whose_parent_died_while_it_started_does_not_stay(monkeypatch):
     assert started == [0]
 
 
+def test_a_process_whose_launcher_died_while_it_started_ends(monkeypatch):
+    """Bug: Linux sends no signal for a death before it was asked to."""
+    dead, sent = SimpleNamespace(is_alive=lambda: False), []
+    monkeypatch.setattr(lost_processes.multiprocessing, "parent_process", lambda: dead)
+    monkeypatch.setattr(lost_processes.ctypes, "CDLL", lambda _: SimpleNamespace(prctl=print))
+    monkeypatch.setattr(lost_processes.sys, "platform", "linux")
+    monkeypatch.setattr(lost_processes.os, "kill", lambda *args: sent.append(args))
+    lost_processes.end_with_launcher()
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
 def test_a_loader_s_own_timeout_stays_and_one_without_workers_has_none():
     assert guard_loader(DataLoader([1], num_workers=1, timeout=7), 60).timeout == 7
     assert guard_loader(DataLoader([1]), 60).timeout == 0

@@ -162,7 +162,8 @@ def _launch(args: argparse.Namespace, cfg: CfgNode) -> None:
     from ..upstream_warnings import silence_started_processes
 
     silence_started_processes()
-    with forwarding_termination() if args.num_gpus > 1 else nullcontext():
+    several = args.num_gpus * args.num_machines > 1  # then Detectron2 starts processes
+    with forwarding_termination() if several else nullcontext():
         launch(
             _run_process,
             args.num_gpus,

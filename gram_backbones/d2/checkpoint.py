@@ -47,6 +47,7 @@ class GramCheckpointer(DetectionCheckpointer):
 
     Attributes:
         trust: whether the checkpoint of a resumed run may run arbitrary code; False at first.
+        saved: the checkpoints of the run.
         file_classes: class names in the file that was loaded last; empty if it had none.
 
     Raises:
@@ -72,7 +73,7 @@ class GramCheckpointer(DetectionCheckpointer):
         self._heads = heads
         self._accept_license = accept_license
         self._classes = list(classes)
-        self._saved = SavedCheckpoints(save_dir)
+        self.saved = SavedCheckpoints(save_dir)
         self._resumed: dict[str, Any] | None = None  # while it is being restored
         self.trust = False
         self.has_loaded = False  # or was asked to load nothing
@@ -85,22 +86,25 @@ class GramCheckpointer(DetectionCheckpointer):
             DivergenceError: weights are not finite.
             SavingError: the file cannot be written; those before it are as they were.
         """
-        require_finite(self.model, self._saved.last)
-        if not self.save_dir or not self.save_to_disk:
+        require_finite(self.model, self.saved.last)
+        if not self.save_dir:
+            return
+        if not self.save_to_disk:  # the first process does
+            self.saved.own = f"{name}.pth"
             return
         meta = {"meta": {"classes": json.dumps(self._classes)}} if self._classes else {}
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         file = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", file)
         content = {"model": self.model.state_dict(), **states, **meta, **kwargs}
-        save_checkpoint(content, file, self._saved.last)
-        self._saved.add(file.name)
+        save_checkpoint(content, file, self.saved.last)
+        self.saved.add(file.name)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint, or load ``path``."""
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=False)
-        file, self._resumed = self._saved.resume(self._read_run, self.logger.warning)
+        file, self._resumed = self.saved.resume(self._read_run, self.logger.warning)
         try:
             return self.load(str(file.absolute()))
         finally:
@@ -109,7 +113,7 @@ class GramCheckpointer(DetectionCheckpointer):
     @property
     def has_end(self) -> bool:
         """Whether the run goes on from its whole ``model_final.pth``, or has saved it."""
-        return self._saved.own == "model_final.pth"
+        return self.saved.own == "model_final.pth"
 
     def _read_run(self, file: Path) -> dict[str, Any]:
         remedy = "--trust-checkpoint reads a file that you trust"

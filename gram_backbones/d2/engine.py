@@ -249,7 +249,6 @@ class GramTrainer(DefaultTrainer):
             if is_replayable(self.cfg):
                 seed_everything(MODEL, self.cfg.SEED, comm.get_rank(), self.iter)
             module, losses = first_not_finite(model, lambda: model(self._batch))
-        last = self.checkpointer
         return diverged(
             self.iter,
             not_finite(losses) or reason if isinstance(losses, dict) else reason,
@@ -257,7 +256,7 @@ class GramTrainer(DefaultTrainer):
                 r["file_name"] for r in self._batch if isinstance(r, dict) and "file_name" in r
             ],
             module=module,
-            checkpoint=last.get_checkpoint_file() if last.has_checkpoint() else None,
+            checkpoint=self.checkpointer.saved.last,
         )
 
     def _save_completed(self) -> None:

@@ -125,7 +125,8 @@ class GramCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        if runner.rank:
+        if runner.rank:  # the first process notes it
+            runner.saved.own = self.last_ckpt
             return
         runner.saved.add(self.last_ckpt)
         for old in excess:

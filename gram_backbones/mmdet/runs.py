@@ -250,10 +250,11 @@ class GramRunner(Runner):
         self._watch = LossWatch()
         try:
             with Termination() as self._termination:
-                return super().train()
-        except (PictureError, Terminated) as error:
-            self._save_completed(error)
-            raise
+                try:
+                    return super().train()
+                except (PictureError, Terminated) as error:
+                    self._save_completed(error)
+                    raise
         except OSError as error:
             if Path(self.work_dir).is_dir():
                 raise

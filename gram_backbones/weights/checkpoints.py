@@ -166,8 +166,9 @@ class SavedCheckpoints:
 
     @property
     def last(self) -> Path | None:
-        """The last checkpoint, if it is there."""
-        return next((file for file in self.files()[:1] if file.is_file()), None)
+        """The last checkpoint of this run, if it is there."""
+        own = self._find(self.own)
+        return own if self.own and own.is_file() else None
 
     def add(self, name: str) -> None:
         """Note a checkpoint that was written, and the one before it."""

@@ -72,6 +72,8 @@ def _raise_if_of_the_machine(error: Exception) -> None:
         raise error
     if isinstance(error, MemoryError):
         raise error
+    if "DefaultCPUAllocator" in str(error):  # a RuntimeError of torch
+        raise MemoryError(str(error)) from error
 
 
 def read_trusted(path: Path) -> Any:
@@ -105,7 +107,7 @@ def read_checkpoint(
         FileNotFoundError: there is no such file.
         DamagedError: it is damaged; a zip archive has a checksum of each tensor.
         OSError, MemoryError: it cannot be read here, and may be whole.
-        WeightError: it holds something else.
+        WeightError: it holds something else, or a class that is not installed here.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -123,6 +125,8 @@ def read_checkpoint(
         raise DamagedError(f"cannot read {path}: {error}") from error
     except Exception as error:  # parsers of damaged files raise whatever they stumble over
         _raise_if_of_the_machine(error)
+        if trust and isinstance(error, (AttributeError, ImportError)):
+            raise WeightError(f"cannot read {path}: {error}") from error
         raise DamagedError(f"cannot read {path}: it is damaged or not a checkpoint") from error
     if names := opaque_names(content):
         raise WeightError(

@@ -299,6 +299,15 @@ def test_checkpointing_recomputes_in_the_form_of_the_forward_pass():
     assert model.res4.blocks[0].ops[0].conv2[0].weight.grad.isfinite().all()
 
 
+def test_checkpointing_recomputes_at_every_backward_pass():
+    """Bug: a second one through the same graph entered a context that had ended."""
+    model = AOGNet(TINY_PAPER, with_cp=True)
+    loss = model(images())["res5"].square().sum()
+    weight = model.stem[0][0].weight
+    first, second = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.any()
+
+
 def test_checkpointing_saves_memory():
     def saved_bytes(model):
         total = 0

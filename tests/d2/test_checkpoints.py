@@ -45,6 +45,18 @@ def test_the_one_before_a_damaged_checkpoint_is_resumed(tmp_path, caplog):
     assert f"Going on from the checkpoint before it, {tmp_path / '1.pth'}" in caplog.text
 
 
+def test_a_process_that_only_watched_knows_the_checkpoint_before(tmp_path):
+    """Bug: where another process saves after a broken picture, the one before was forgotten."""
+    first, other = write(tmp_path, 3.0), GramCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    other.save_to_disk = False
+    for checkpointer in (first, other):
+        checkpointer.save("2")
+    other.save_to_disk = True
+    other.save("3")
+    names = [(tmp_path / f"{note}_checkpoint").read_text() for note in ("last", "previous")]
+    assert names == ["3.pth", "2.pth"]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     """Bug: Detectron2 writes in place, and notes what it could not write."""
     checkpointer = write(tmp_path, 3.0)

@@ -47,10 +47,17 @@ class TellToStop(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_saves_and_the_resumed_run_ends_alike(tmp_path):
+def test_sigterm_saves_and_the_resumed_run_ends_alike(tmp_path, monkeypatch):
     whole, seen = train(tmp_path / "whole", "iterations")
     runner = make_runner(tmp_path / "stopped", "iterations")
     runner.register_hook(TellToStop(at=4))
+    save = runner._save_completed
+
+    def save_and_tell_again(error):
+        os.kill(os.getpid(), signal.SIGTERM)  # bug: a second one ended the process
+        save(error)
+
+    monkeypatch.setattr(runner, "_save_completed", save_and_tell_again)
     with pytest.raises(SystemExit) as ended:
         runner.train()
     assert ended.value.code == 143

@@ -18,6 +18,7 @@ from gram_backbones.weights.checkpoints import (
     save_checkpoint,
     write_content,
 )
+from gram_backbones.weights.files import WeightError
 from gram_backbones.weights.pickled import read_checkpoint
 from gram_backbones.weights.pickles import DamagedError
 from tests.weights.fuzz import flip
@@ -159,6 +160,33 @@ def test_a_checkpoint_that_cannot_be_read_here_is_not_passed_over(tmp_path, monk
     monkeypatch.setattr(pickled, "read_pickled", Mock(side_effect=denied))
     with pytest.raises(PermissionError):
         resume(tmp_path)
+
+
+def test_full_memory_in_torch_s_words_is_no_damage(tmp_path, monkeypatch):
+    """Bug: a run went on from the checkpoint before, and then over the whole one."""
+    write(tmp_path, 1, 2)
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate")
+    monkeypatch.setattr(torch, "empty", Mock(side_effect=full))
+    with pytest.raises(MemoryError, match="can't allocate"):
+        resume(tmp_path)
+
+
+def test_a_trusted_checkpoint_s_absent_class_is_named(tmp_path):
+    file = tmp_path / "1.pth"
+    file.write_bytes(b"cno_such_module\nHook\n.")
+    with pytest.raises(WeightError, match="1.pth: No module named 'no_such_module'") as caught:
+        read_checkpoint(file, trust=True)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_the_last_good_one_is_this_run_s(tmp_path):
+    """Bug: a new run in an old folder named the old run's."""
+    write(tmp_path, 1)
+    saved = SavedCheckpoints(tmp_path)
+    assert saved.noted and saved.last is None
+    (tmp_path / "2.pth").touch()
+    saved.add("2.pth")
+    assert saved.last == tmp_path / "2.pth"
 
 
 def test_the_checkpoint_that_was_named_is_kept_as_the_one_before(tmp_path):
