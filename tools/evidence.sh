@@ -54,9 +54,8 @@ for seed in ${SEEDS:-0 1}; do
         run=$output/$row-seed$seed
         [[ ! -f $run/metrics.jsonl || $(wc -l <"$run/metrics.jsonl") -lt $epochs ]] || continue
         options=(--model "$model" --data "$data" --output "$run" --epochs "$epochs" --seed "$seed")
-        options+=(--amp bf16 --workers 0 --cache)
+        options+=(--amp bf16 --workers 0 --cache --resume)
         [[ -z $kwargs ]] || options+=(--model-kwargs $kwargs)
-        [[ ! -f $run/last.pth ]] || options+=(--resume)
         echo "== $row, seed $seed"
         "$python" "$root/tools/train_classifier.py" "${options[@]}" || failed+=("$row-seed$seed")
     done 3<<<"$table"

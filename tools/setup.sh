@@ -44,6 +44,19 @@ state="$([ "$detectron2" = none ] && echo "no Detectron2 ")$(cat tools/setup.sh 
 mm_state="$mmdet $(cat tools/requirements-mmdet.txt | cksum) $state"
 is_done() { [ -x "$python" ] && [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
+# What is compiled fits one Python and one torch.
+check_environment() {
+    local query wanted found
+    query='import sys; print("Python %d.%d" % sys.version_info[:2])'
+    found=$("$python" -c "$query" 2>/dev/null) || return 0  # none, or a broken one, which is made anew
+    wanted=$("${PYTHON:-$python}" -c "$query") || fail "PYTHON is $PYTHON, which does not run"
+    [ "$wanted" = "$found" ] || fail "$venv has $found, not $wanted. Remove it, or name another: VENV=folder"
+    query='import importlib.metadata as m; print(m.version("torch").split("+")[0])'
+    found=$("$python" -c "$query" 2>/dev/null) || return 0
+    [ "${TORCH:-$found}" = "$found" ] ||
+        fail "$venv has torch $found, not $TORCH. Remove it, or name another: VENV=folder"
+}
+
 make_environment() {
     local supported base= candidate pythons=${PYTHON:-python3.11 python3.12 python3.13 python3.10 python3}
     supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
@@ -142,6 +155,7 @@ It takes a C++ compiler ($compiler) with C++20, or a compiled wheel of ${mm_pack
         fail "gram_backbones.mmdet does not import; the message is above. Remove $venv and run this again."
 }
 
+check_environment
 if ! is_done "$stamp" "$state"; then
     make_environment
     install_core
