@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
+
+_START = time.time()
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` when the block ends without an error.
+
+    Several processes may write the same file at once; the last one's stays. What a killed process
+    left unfinished in the folder is deleted when a later one first writes there.
 
     ::
 
@@ -21,14 +29,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: the folder cannot be written to. ``path`` is left as it was.
     """
     path = Path(path)
+    _delete_leftovers(path.parent)
     # With the suffix, by which libraries choose the format.
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{token_hex(4)}.part{path.suffix}")
     try:
         yield part
         flush(part)  # before the name, which a power cut could keep alone
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@functools.cache
+def _delete_leftovers(folder: Path) -> None:
+    for part in folder.glob(f".*.{8 * '[0-9a-f]'}.part*"):
+        with suppress(OSError):  # another process was faster
+            if part.stat().st_mtime < _START:  # a living process would have written since
+                part.unlink()
 
 
 def flush(path: Path) -> None:

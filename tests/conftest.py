@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gram_backbones import atomic
+
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path(__file__).parent / "reference"
 # The COCO photographs: below DETECTRON2_DATASETS, or in a folder next to the checkout.
@@ -50,6 +52,13 @@ def pytest_collection_modifyitems(items):
 def _one_thread():
     """Images are tiny: threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fill_disk(monkeypatch):
+    """A function that lets the disk be full where a file is written next."""
+    monkeypatch.setattr(atomic, "token_hex", lambda size: "0")
+    return lambda path: path.with_name(f".{path.stem}.0.part{path.suffix}").symlink_to("/dev/full")
 
 
 @pytest.fixture(autouse=True)

@@ -68,10 +68,9 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, best: bool) -> None
     with saving(path, path) as part:
         write_content(content, part)
         flush(part)  # a disk that is full says so here at the latest, with both files in place
-        if path.is_file():
-            with suppress(DamagedError):
-                check_sums(path)
-                os.replace(path, path.with_name(PREVIOUS))
+        with suppress(DamagedError, FileNotFoundError):  # none yet, or another process moved it
+            check_sums(path)
+            os.replace(path, path.with_name(PREVIOUS))
     if best:
         with saving(path.with_name("best.pth"), path) as part:
             shutil.copyfile(path, part)

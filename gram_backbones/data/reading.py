@@ -221,11 +221,8 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
         '{"images": []}'
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    # A name of this process's own: processes of one run write the same file.
-    own = file.with_name(f"{file.name}.{os.getpid()}")
-    with replacing(own) as part:
+    with replacing(file) as part:
         part.write_text(json.dumps(content))
-    os.replace(own, file)
 
 
 def _default_cache() -> Path:

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from gram_backbones.classification import checkpoint
 from gram_backbones.classification.checkpoint import read_last, write_checkpoint
 from gram_backbones.cli import classifier
 from gram_backbones.weights.checkpoints import SavingError
@@ -58,8 +59,8 @@ def test_another_file_is_not_resumed_in_place_of_one_that_was_named(last):
         read_last(named)
 
 
-def test_a_full_disk_leaves_both(last):
-    last.with_name(".last.part.pth").symlink_to("/dev/full")
+def test_a_full_disk_leaves_both(last, fill_disk):
+    fill_disk(last)
     with pytest.raises(SavingError, match=f"No space left on device; the last good one is {last}"):
         write(last, 4)
     assert read(last) == ("last.pth", 3)
@@ -82,3 +83,11 @@ def test_a_disk_that_is_full_when_it_is_flushed_leaves_both(last, monkeypatch):
         write(last, 4)
     assert read(last) == ("last.pth", 3)
     assert read(last.with_name("previous.pth")) == ("previous.pth", 2)
+
+
+def test_two_processes_may_save_at_once(last, monkeypatch):
+    """Bug: where the other had just made last.pth the one before, this one could not save."""
+    previous = last.with_name("previous.pth")
+    monkeypatch.setattr(checkpoint, "check_sums", lambda path: path.replace(previous))
+    write(last, 4)
+    assert read(last) == ("last.pth", 4) and read(previous) == ("previous.pth", 3)

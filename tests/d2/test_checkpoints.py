@@ -57,10 +57,10 @@ def test_a_process_that_only_watched_knows_the_checkpoint_before(tmp_path):
     assert names == ["3.pth", "2.pth"]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, fill_disk):
     """Bug: Detectron2 writes in place, and notes what it could not write."""
     checkpointer = write(tmp_path, 3.0)
-    (tmp_path / ".2.part.pth").symlink_to("/dev/full")
+    fill_disk(tmp_path / "2.pth")
     with pytest.raises(SavingError, match="No space left on device; the last good one is .*1.pth"):
         checkpointer.save("2")
     names = sorted(file.name for file in tmp_path.iterdir())

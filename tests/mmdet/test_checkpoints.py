@@ -146,11 +146,11 @@ def test_at_least_two_checkpoints_are_kept(number, tmp_path):
     assert kept(tmp_path) == [f"iter_{i}.pth" for i in range(7 - max(2, number), 7)]
 
 
-def test_a_full_disk_leaves_the_last_two_checkpoints(tmp_path):
+def test_a_full_disk_leaves_the_last_two_checkpoints(tmp_path, fill_disk):
     """Bug: with max_keep_ckpts=1, MMEngine deletes the only checkpoint before it writes."""
     hook = dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=1)
     runner = make_runner(tmp_path, "iterations", default_hooks=dict(checkpoint=hook))
-    runner.register_hook(Act(4, lambda: (tmp_path / ".iter_5.part.pth").symlink_to("/dev/full")))
+    runner.register_hook(Act(4, lambda: fill_disk(tmp_path / "iter_5.pth")))
     with pytest.raises(SavingError, match="iter_5.pth: No space left.*good one is .*iter_4.pth"):
         runner.train()
     assert kept(tmp_path) == ["iter_3.pth", "iter_4.pth"]
@@ -166,7 +166,7 @@ def test_a_deleted_folder_ends_the_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_best_checkpoint_stays_until_the_next_is_whole(tmp_path):
+def test_the_best_checkpoint_stays_until_the_next_is_whole(tmp_path, fill_disk):
     """Bug: MMEngine deletes the best one before it writes."""
     runner = make_runner(tmp_path, "iterations", custom_hooks=[])
     hook = GramCheckpointHook(by_epoch=False, save_best="AP", rule="greater")
@@ -175,7 +175,7 @@ def test_the_best_checkpoint_stays_until_the_next_is_whole(tmp_path):
         hook.filename_tmpl = name
         hook._save_best_checkpoint(runner, {"AP": float(tries)})
     assert kept(tmp_path) == ["best_AP_two_0.pth"]
-    (tmp_path / ".best_AP_three_0.part.pth").symlink_to("/dev/full")
+    fill_disk(tmp_path / "best_AP_three_0.pth")
     hook.filename_tmpl = "three_{}.pth"
     with pytest.raises(SavingError):
         hook._save_best_checkpoint(runner, {"AP": 2.0})

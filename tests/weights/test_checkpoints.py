@@ -132,9 +132,9 @@ def test_torch_s_words_for_a_full_disk_are_not_ours(monkeypatch):
         write_content({"w": torch.ones(5_000), "v": torch.ones(5_000)}, "model.pth")
 
 
-def test_a_full_disk(tmp_path):
+def test_a_full_disk(tmp_path, fill_disk):
     saved = write(tmp_path, 1)
-    (tmp_path / ".2.part.pth").symlink_to("/dev/full")
+    fill_disk(tmp_path / "2.pth")
     with pytest.raises(SavingError) as caught:
         save_checkpoint({"w": torch.ones(50)}, tmp_path / "2.pth", saved.last)
     assert str(caught.value) == (
