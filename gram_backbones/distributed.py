@@ -13,11 +13,15 @@ if dist.is_available():
     import torch.distributed.nn  # noqa: F401
 
 
+class ProcessesDifferError(RuntimeError):
+    """Processes of one run do not go on from the same state."""
+
+
 def require_same(what: str, value: Any) -> None:
     """Make sure that all processes of the group have the same value; all of them call this.
 
     Raises:
-        RuntimeError: they have not; the message lists them by rank.
+        ProcessesDifferError: they have not; the message lists them by rank.
 
     Examples:
         >>> require_same("the iteration", 7)
@@ -26,7 +30,7 @@ def require_same(what: str, value: Any) -> None:
         values = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
         if any(other != value for other in values):
-            raise RuntimeError(f"{what} differs between processes, by rank: {values}")
+            raise ProcessesDifferError(f"{what} differs between processes, by rank: {values}")
 
 
 def end_processes() -> None:

@@ -1,4 +1,4 @@
-"""The end of a process group: no thread of gloo outlives it."""
+"""Several processes: they agree, and no thread of gloo outlives their group."""
 
 import subprocess
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gram_backbones import distributed
+from gram_backbones.distributed import ProcessesDifferError, require_same
 from tests.conftest import check_ended_well
 
 # One process is enough for gloo to start its threads, and for DDP to refer to the group.
@@ -59,3 +61,15 @@ def test_no_thread_of_gloo_outlives_the_group(launcher, tmp_path, check_gloo_end
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     check_ended_well(done)
     check_gloo_ended()
+
+
+def test_processes_that_differ_are_listed_by_rank(monkeypatch):
+    def gather(values, own):
+        values[:] = [own, 5]
+
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(distributed.dist, name, lambda value=value: value)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    require_same("the iteration", 5)
+    with pytest.raises(ProcessesDifferError, match=r"the iteration differs .* by rank: \[3, 5\]"):
+        require_same("the iteration", 3)

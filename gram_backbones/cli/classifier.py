@@ -187,13 +187,14 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Callable[[], obje
 def run(args: argparse.Namespace, processes: Processes) -> None:
     """Run the job; its errors end the process with a sentence."""
     from ..data import PictureError
+    from ..distributed import ProcessesDifferError
     from ..divergence import DivergenceError
     from ..lost_processes import TIMEOUT, LostProcessError, naming_lost_processes
 
     try:
         with naming_lost_processes():
             job = prepare(args, processes)
-    except (LostProcessError, OSError, ValueError) as error:
+    except (LostProcessError, OSError, ProcessesDifferError, ValueError) as error:
         sys.exit(f"{args.prog}: {error}")
     try:
         with naming_lost_processes((args.timeout or TIMEOUT) // 2):

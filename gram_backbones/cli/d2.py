@@ -179,6 +179,7 @@ def _run_process(cfg: CfgNode, args: argparse.Namespace) -> None:
     from ..d2.datasets import register_dataset
     from ..d2.engine import end_launched_processes
     from ..data import DataError, PictureError
+    from ..distributed import ProcessesDifferError
     from ..divergence import DivergenceError
     from ..lost_processes import LostProcessError, end_with_launcher, naming_lost_processes
     from ..weights.files import WeightError
@@ -187,6 +188,7 @@ def _run_process(cfg: CfgNode, args: argparse.Namespace) -> None:
     for dataset in filter(None, args.own):  # launched processes know nothing of the first one's
         register_dataset(dataset)
     errors = DataError, DivergenceError, LostProcessError, OSError, PictureError, WeightError
+    errors += (ProcessesDifferError,)
     try:
         with naming_lost_processes(cfg.DATALOADER.TIMEOUT):
             _run(cfg, args)

@@ -229,7 +229,7 @@ def _prepare_test(args: argparse.Namespace) -> Config:
 def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
     setup.start(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     from ..data import DataError, PictureError
-    from ..distributed import end_processes
+    from ..distributed import ProcessesDifferError, end_processes
     from ..divergence import DivergenceError
     from ..lost_processes import (
         LOADER_TIMEOUT,
@@ -248,6 +248,7 @@ def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         sys.exit(f"{prog}: {type(error).__name__}: {error}")
     errors = DataError, DivergenceError, LostProcessError, OSError, PictureError, WeightError
+    errors += (ProcessesDifferError,)
     try:
         seconds = (cfg.get(f"{job}_dataloader") or {}).get("timeout") or LOADER_TIMEOUT
         with naming_lost_processes(seconds):
