@@ -24,6 +24,8 @@ _CLASS_AP = re.compile(r"coco/(.+)_precision$")
 _LINE = re.compile(  # the first line of a message: Detectron2's log, or MMEngine's
     r"\[[\d/]+ [\d:]+\] (?P<d2>\S+) (?P<d2_level>[A-Z]+): "
     r"|[\d/]+ [\d:]+ - (?P<mm>\S+) - (?P<mm_level>[A-Z]+) - "
+    r"|^Name of parameter - Initialization information$",  # MMEngine's list has no level
+    re.MULTILINE,
 )
 _EPOCH_LENGTH = re.compile(r"Epoch\(train\)\s+\[\d+\]\[\s*\d+/(\d+)\]")
 
@@ -98,7 +100,7 @@ class Run:
     @property
     def warnings(self) -> Counter[str]:
         """Warnings and errors of the log, and how often each occurs."""
-        return Counter(text for level, text in _messages(self.log) if level != "INFO")
+        return Counter(text for level, text in _messages(self.log) if level not in ("INFO", None))
 
     @property
     def config_file(self) -> Path | None:
@@ -263,7 +265,7 @@ def _mmdet_logs(run: Run) -> list[Path]:
     return sorted(run.folder.glob("*/*.log"))
 
 
-def _messages(log: str) -> Iterator[tuple[str, str]]:
+def _messages(log: str) -> Iterator[tuple[str | None, str]]:
     """Levels and texts of a log's messages, which may have several lines."""
     starts = [*_LINE.finditer(log)]
     ends = [match.start() for match in starts[1:]] + [len(log)]

@@ -45,6 +45,9 @@ def mmdet_run(tmp_path):
     )
     (start / "20260101_120000.log").write_text(
         "2026/01/01 12:00:00 - mmengine - WARNING - careful\n"
+        "Name of parameter - Initialization information\n\n"
+        "backbone.stem.0.0.weight - torch.Size([16, 3, 3, 3]): \n"
+        "The value is the same before and after calling `init_weights` of MaskRCNN  \n"
         "2026/01/01 12:00:01 - mmengine - INFO - Epoch(train)  [1][20/20]  lr: 1.0e-01\n"
     )
     return tmp_path
