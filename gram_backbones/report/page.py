@@ -127,7 +127,8 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
-    record, done, length = run.record, run.iterations, run.max_iterations
+    record, length = run.record, run.max_iterations
+    done = length if run.finished else run.iterations
     yield "folder", str(run.folder)
     yield "framework", run.framework
     if done and length:

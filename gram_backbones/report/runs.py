@@ -27,7 +27,9 @@ _LINE = re.compile(  # the first line of a message: Detectron2's log, or MMEngin
     r"|^Name of parameter - Initialization information$",  # MMEngine's list has no level
     re.MULTILINE,
 )
-_EPOCH_LENGTH = re.compile(r"Epoch\(train\)\s+\[\d+\]\[\s*\d+/(\d+)\]")
+_PROGRESS = re.compile(  # epoch, iteration and length of the epoch; or the iteration alone
+    r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]|Iter\(train\)\s+\[\s*(\d+)/\d+\]"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Run:
         record: what the run wrote about itself; None if it was started by other programs.
         predictions: files of COCO results, by data set.
         epoch_length: iterations in an epoch; 0 if unknown.
+        printed: iterations up to the last line of the log. MMEngine's hook logs fewer as numbers.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Run:
     record: RunRecord | None = None
     predictions: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     epoch_length: int = 0
+    printed: int = 0
 
     @property
     def name(self) -> str:
@@ -60,7 +64,7 @@ class Run:
     @property
     def iterations(self) -> int:
         """Iterations up to the last line that is logged; 0 if nothing was trained."""
-        return max((points[-1][0] for points in self.scalars.values()), default=0)
+        return max([self.printed, *(points[-1][0] for points in self.scalars.values())])
 
     @property
     def max_iterations(self) -> int:
@@ -160,10 +164,18 @@ def read_run(folder: str | Path) -> Run:
             "config.yaml nor MMDetection's */vis_data"
         )
     run = Run(folder, "MMDetection", {}, record, _mmdet_predictions(folder))
-    lengths = _EPOCH_LENGTH.findall(run.log)
-    length = int(lengths[-1]) if lengths else 0
+    length, printed = _progress(run.log)
     scalars = _collect(_mmdet_points(starts, length))
-    return Run(folder, "MMDetection", scalars, record, run.predictions, length)
+    return Run(folder, "MMDetection", scalars, record, run.predictions, length, printed)
+
+
+def _progress(log: str) -> tuple[int, int]:
+    """Iterations in an epoch, and up to the last line, of MMEngine's log; 0 if unknown."""
+    lines = [[int(number or 0) for number in line] for line in _PROGRESS.findall(log)]
+    if not lines:
+        return 0, 0
+    epoch, iteration, length, alone = lines[-1]
+    return length, alone or (epoch - 1) * length + iteration
 
 
 def _read_lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -77,6 +77,16 @@ def test_mmdetection(mmdet_run):
     assert run.losses == ["total_loss", "loss_cls"] and run.warnings == {"careful": 1}
 
 
+@pytest.mark.parametrize(
+    ("line", "iterations"),
+    [("Epoch(train) [3][ 4/20]  lr: 1", 44), ("Iter(train) [ 45/1000]  lr: 1", 45)],
+)
+def test_iterations_that_only_the_log_has(line, iterations, mmdet_run):
+    with (mmdet_run / "20260101_120000/20260101_120000.log").open("a") as log:
+        log.write(f"2026/01/01 12:00:02 - mmengine - INFO - {line}\n")
+    assert read_run(mmdet_run).iterations == iterations
+
+
 def test_a_test_alone(tmp_path):
     start = tmp_path / "20260101_120000"
     (start / "vis_data").mkdir(parents=True)
