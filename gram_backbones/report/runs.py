@@ -215,8 +215,9 @@ def _mmdet_points(starts: Iterable[Path], length: int) -> Iterator[tuple[int, di
     for start in starts:
         for line in _read_lines(start / "vis_data/scalars.json"):
             step = line.pop("step", 0)
-            # Evaluations are counted in epochs; not every epoch's last iteration is logged.
-            at = step if "loss" in line else max(at, step * length)
+            # Evaluations are counted in epochs, or, with log_metric_by_epoch=False, in iterations;
+            # not every epoch's last iteration is logged.
+            at = step if "loss" in line else max(at, step * (length or 1))
             yield at, _renamed(line)
         for line in _read_lines(start / f"{start.name}.json"):  # of a test
             yield at, _renamed(line)

@@ -87,6 +87,12 @@ def test_iterations_that_only_the_log_has(line, iterations, mmdet_run):
     assert read_run(mmdet_run).iterations == iterations
 
 
+def test_evaluations_between_logged_iterations_of_mmdetection(tmp_path):
+    file = tmp_path / "20260101_120000/vis_data/scalars.json"
+    write_lines(file, {"loss": 3.0, "step": 50}, {"coco/bbox_mAP": 0.5, "step": 60})
+    assert read_run(tmp_path).scalars["bbox/AP"] == ((60, 50.0),)
+
+
 def test_a_test_alone(tmp_path):
     start = tmp_path / "20260101_120000"
     (start / "vis_data").mkdir(parents=True)
