@@ -32,8 +32,8 @@ def run(*command, **env):
 
 @pytest.mark.slow
 def test_a_trained_classifier_is_the_backbone_of_mask_r_cnn_in_both_frameworks(tmp_path):
-    shapes = make_folder(tmp_path / "shapes", train=80, val=20)
-    recipe = "--epochs 12 --batch-size 32 --lr 0.1 --img-size 64 --workers 0 --no-ema".split()
+    shapes = make_folder(tmp_path / "shapes", train=48, val=16)
+    recipe = "--epochs 10 --batch-size 16 --lr 0.05 --img-size 48 --workers 0 --no-ema".split()
     out = tmp_path / "classifier"
     tool = ("tools/train_classifier.py", "--model", "aognet_4m", "--data", shapes)
     run(*tool, "--output", out, *recipe)
