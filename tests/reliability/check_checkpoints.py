@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -103,7 +104,9 @@ def lock(training: Training, output: Path) -> None:
         output.chmod(0o555)
     else:  # whom no mode binds
         subprocess.run(["mount", "--bind", output, output], check=True)
-        subprocess.run(["mount", "-o", "remount,ro,bind", output], check=True)
+        locked = ["mount", "-o", "remount,ro,bind", output]
+        while subprocess.run(locked, stderr=subprocess.DEVNULL).returncode:
+            time.sleep(0.01)  # it is busy while a file is being written there
 
 
 def unlock(output: Path) -> None:
