@@ -194,6 +194,8 @@ FRAME = """<!DOCTYPE html>
     say("charts", widths(".chart"))
     say("pictures", [...shown.images].map((image) => image.naturalWidth))
     say("shown", widths("img"))
+    say("cut", [...shown.querySelectorAll(".scroll")].filter(
+        (element) => element.scrollWidth > element.clientWidth).length)
     say("columns", page.getComputedStyle(shown.querySelector(".grid")).gridTemplateColumns)
 }})</script>"""
 
@@ -205,7 +207,7 @@ FRAME = """<!DOCTYPE html>
 def test_in_a_browser(html, html_of_two, tmp_path, width, number):
     """Nothing is wider than the window; charts and pictures are drawn, and text can be read."""
     file = tmp_path / "page.html"
-    shown = escape(html if number == 1 else html_of_two)
+    shown = escape(html if number == 1 else html_of_two).replace("disc", "refrigerator")
     file.write_text(FRAME.format(width=width, html=shown))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000"]
@@ -219,3 +221,4 @@ def test_in_a_browser(html, html_of_two, tmp_path, width, number):
     assert len(numbers["charts"]) == 5 + 4 * number and min(numbers["charts"]) >= 320
     assert len(numbers["pictures"]) == 12 * number and min(numbers["pictures"]) >= 400
     assert min(numbers["shown"]) >= 280 / number
+    assert width == 390 or numbers["cut"] == [0]
