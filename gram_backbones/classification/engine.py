@@ -32,6 +32,7 @@ from ..heartbeat import progress
 from ..lost_processes import LOADER_TIMEOUT
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
+from ..weights.checkpoints import naming_last_checkpoint
 from ..weights.loading import load_classifier_weights, load_weights
 from .building import (
     AMP_DTYPES,
@@ -257,7 +258,7 @@ class Trainer:
             Terminated: SIGTERM came, and the state was saved.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        with self._termination:
+        with naming_last_checkpoint(self.output, self._last), self._termination:
             try:
                 self._run_epochs()
             except Terminated:

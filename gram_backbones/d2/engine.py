@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,7 @@ from ..lost_processes import guard_loader
 from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
-from ..weights.checkpoints import SavingError
+from ..weights.checkpoints import SavingError, naming_last_checkpoint
 from .checkpoint import GramCheckpointer
 from .datasets import (
     NamingMapper,
@@ -196,7 +197,7 @@ class GramTrainer(DefaultTrainer):
         self._completed = self.start_iter - 1
         self._watch = LossWatch()
         logging.getLogger("detectron2.engine.train_loop").addFilter(_without_trace)
-        with Termination() as termination:
+        with self._naming_last_checkpoint(), Termination() as termination:
 
             def before_forward(model: nn.Module, args: tuple) -> None:
                 # Evaluations are not of the same length in all processes.
@@ -216,15 +217,20 @@ class GramTrainer(DefaultTrainer):
             finally:
                 handle.remove()
 
+    def _naming_last_checkpoint(self) -> AbstractContextManager:
+        saved = self.checkpointer.saved
+        return naming_last_checkpoint(saved.folder, lambda: saved.last)
+
     def before_train(self) -> None:
         """Detectron2's; of each scalar the last values stay, not a million as by default."""
         self.storage._history.default_factory = partial(HistoryBuffer, max_length=HISTORY)
         super().before_train()
 
     def after_step(self) -> None:
-        """Detectron2's; where the disk takes no checkpoint, no hook ends by writing there too."""
+        """Detectron2's; where the disk takes no more, no hook ends by writing there too."""
         try:
-            super().after_step()
+            with self._naming_last_checkpoint():
+                super().after_step()
         except SavingError:
             self._hooks.clear()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -133,6 +134,12 @@ class _RunLog(logging.FileHandler):
         super().__init__(path, delay=True)
         line = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
         self.setFormatter(logging.Formatter(line, datefmt="%m/%d %H:%M:%S"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A disk that takes no more ends the run; logging would print a trace for every line."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
 
     def format(self, record: logging.LogRecord) -> str:
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))

@@ -41,7 +41,7 @@ from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
-from ..weights.checkpoints import SavedCheckpoints, SavingError, saving
+from ..weights.checkpoints import SavedCheckpoints, naming_last_checkpoint, saving
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, fetch_file
 from ..weights.published import read_weights
@@ -249,16 +249,13 @@ class GramRunner(Runner):
         self._check_annotations(*loaders)
         self._watch = LossWatch()
         try:
-            with Termination() as self._termination:
+            naming = naming_last_checkpoint(self.work_dir, lambda: self.saved.last)
+            with naming, Termination() as self._termination:
                 try:
                     return super().train()
                 except (PictureError, Terminated) as error:
                     self._save_completed(error)
                     raise
-        except OSError as error:
-            if Path(self.work_dir).is_dir():
-                raise
-            raise SavingError(f"cannot write to {self.work_dir}: it does not exist") from error
         finally:
             self._heads = "exact"
 

@@ -6,6 +6,7 @@ one before it.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from .pickles import DamagedError
 
 _T = TypeVar("_T")
 _LAST, _PREVIOUS = "last_checkpoint", "previous_checkpoint"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk that takes no more
 
 
 class SavingError(OSError):
@@ -47,12 +49,46 @@ no/such/folder/model.pth: no/such/folder does not exist; there is none before it
             part.touch()  # fails without a folder, which some writers would make
             yield part
     except OSError as error:
-        folder, reason = Path(path).parent, error.strerror
-        if not folder.is_dir():
-            reason = f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}"
-        is_there = last and Path(last).is_file()
+        reason, is_there = _reason(error, Path(path).parent), last and Path(last).is_file()
         kept = f"the last good one is {last}" if is_there else "there is none before it"
         raise SavingError(f"cannot write the checkpoint {path}: {reason}; {kept}") from error
+
+
+@contextmanager
+def naming_last_checkpoint(folder: str | Path, last: Callable[[], Path | None]) -> Iterator[None]:
+    """A context in which a disk that takes no more is named with the last good checkpoint.
+
+    Args:
+        folder: of the run.
+        last: finds the checkpoint.
+
+    Raises:
+        SavingError: the disk is full or read-only, or the folder is gone. Other errors stay.
+
+    Examples:
+        >>> with naming_last_checkpoint("runs/1", lambda: Path("runs/1/last.pth")):
+        ...     open("runs/1/metrics.json", "a")
+        Traceback (most recent call last):
+        gram_backbones.weights.checkpoints.SavingError: cannot write to runs/1/metrics.json: \
+runs/1 does not exist; the last good checkpoint is runs/1/last.pth
+    """
+    try:
+        yield
+    except SavingError:
+        raise
+    except OSError as error:
+        if error.errno not in _FULL and Path(folder).is_dir():
+            raise
+        file, reason = last(), _reason(error, Path(folder))
+        kept = f"the last good checkpoint is {file}" if file else "there is no checkpoint"
+        where = error.filename or folder
+        raise SavingError(f"cannot write to {where}: {reason}; {kept}") from error
+
+
+def _reason(error: OSError, folder: Path) -> str:
+    if folder.is_dir():
+        return str(error.strerror)
+    return f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}"
 
 
 def save_checkpoint(content: Any, path: str | Path, last: str | Path | None) -> None:

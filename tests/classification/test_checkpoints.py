@@ -9,7 +9,9 @@ import torch
 
 from gram_backbones.classification import checkpoint
 from gram_backbones.classification.checkpoint import read_last, write_checkpoint
+from gram_backbones.classification.engine import Trainer
 from gram_backbones.cli import classifier
+from gram_backbones.termination import Termination
 from gram_backbones.weights.checkpoints import SavingError
 from gram_backbones.weights.pickles import DamagedError
 
@@ -65,6 +67,16 @@ def test_a_full_disk_leaves_both(last, fill_disk):
         write(last, 4)
     assert read(last) == ("last.pth", 3)
     assert sorted(file.name for file in last.parent.iterdir()) == ["last.pth", "previous.pth"]
+
+
+def test_a_full_disk_that_the_metrics_meet_names_the_checkpoint(last, monkeypatch):
+    """Bug: the error named no file."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    trainer = Trainer.__new__(Trainer)
+    trainer.output, trainer._termination = last.parent, Termination()
+    monkeypatch.setattr(trainer, "_run_epochs", Mock(side_effect=full))
+    with pytest.raises(SavingError, match=f"No space.*; the last good checkpoint is {last}"):
+        trainer.run()
 
 
 def test_resume_begins_where_there_is_nothing_yet(last, tmp_path):

@@ -1,5 +1,6 @@
 """Detectron2's checkpoints: written whole, and the one before a damaged one is resumed."""
 
+import errno
 import logging
 import os
 import re
@@ -16,7 +17,8 @@ from detectron2.engine import HookBase
 
 from gram_backbones.d2 import GramCheckpointer, GramTrainer
 from gram_backbones.d2.engine import _without_trace
-from gram_backbones.weights.checkpoints import SavingError
+from gram_backbones.d2.runs import _RunLog
+from gram_backbones.weights.checkpoints import SavedCheckpoints, SavingError
 from tests.conftest import ROOT, check_ended_well
 
 
@@ -68,21 +70,23 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, fill_disk):
     assert (tmp_path / "last_checkpoint").read_text() == "1.pth"
 
 
-def test_no_hook_ends_by_writing_to_a_full_disk():
+@pytest.mark.parametrize("error", (SavingError("full"), OSError(errno.ENOSPC, "full")))
+def test_no_hook_ends_by_writing_to_a_full_disk(error, tmp_path):
     """Bug: TensorBoard's writer made a deleted folder again, or hid the first error."""
 
     class Hook(HookBase):
         ended = False
 
         def after_step(self):
-            raise SavingError("full")
+            raise error
 
         def after_train(self):
             self.ended = True
 
     hook, trainer = Hook(), GramTrainer.__new__(GramTrainer)
     trainer._hooks, trainer.storage, trainer.iter = [hook], SimpleNamespace(), 0
-    with pytest.raises(SavingError):
+    trainer.checkpointer = SimpleNamespace(saved=SavedCheckpoints(tmp_path))
+    with pytest.raises(SavingError, match="full"):
         try:
             trainer.after_step()
         finally:
@@ -97,6 +101,14 @@ def test_detectron2_logs_a_sentence_for_an_error_that_is_one():
     assert record.exc_info is None and record.msg.endswith(str(error))
     record = SimpleNamespace(msg="Exception", args=(), exc_info=(KeyError, KeyError(), None))
     assert _without_trace(record) and record.exc_info
+
+
+def test_a_log_that_cannot_be_written_ends_the_run(capsys):
+    """Bug: logging printed a trace for every line."""
+    log = _RunLog("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        log.handle(logging.makeLogRecord({"msg": "iteration 20"}))
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.slow

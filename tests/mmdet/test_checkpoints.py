@@ -161,7 +161,7 @@ def test_a_deleted_folder_ends_the_run(tmp_path):
     """Bug: MMEngine makes the folder again, and the run goes on without its log."""
     runner = make_runner(tmp_path / "run", "iterations")
     runner.register_hook(Act(4, lambda: (tmp_path / "run").rename(tmp_path / "gone")))
-    with pytest.raises(SavingError, match="cannot write to .*run: it does not exist"):
+    with pytest.raises(SavingError, match="run does not exist"):
         runner.train()
     assert not (tmp_path / "run").exists()
 

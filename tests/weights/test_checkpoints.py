@@ -15,6 +15,7 @@ from gram_backbones.weights import pickled
 from gram_backbones.weights.checkpoints import (
     SavedCheckpoints,
     SavingError,
+    naming_last_checkpoint,
     save_checkpoint,
     write_content,
 )
@@ -143,6 +144,17 @@ def test_a_full_disk(tmp_path, fill_disk):
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1.pth", "last_checkpoint"]
     assert resume(tmp_path) == ("1.pth", 1, [])
+
+
+@pytest.mark.parametrize("number", (errno.ENOSPC, errno.EACCES))
+def test_a_disk_that_takes_no_more_is_named_with_the_last_checkpoint(number, tmp_path):
+    """Bug: where another file than a checkpoint met it, the error named neither."""
+    error = OSError(number, os.strerror(number))
+    said = f"{tmp_path}: No space left on device; the last good checkpoint is 1.pth"
+    with pytest.raises(OSError, match=said if number == errno.ENOSPC else "Permission") as caught:
+        with naming_last_checkpoint(tmp_path, lambda: Path("1.pth")):
+            raise error
+    assert (caught.value is error) == (number == errno.EACCES)
 
 
 def test_a_folder_that_is_gone_or_a_file(tmp_path):
