@@ -84,6 +84,12 @@ class GramCheckpointHook(CheckpointHook):
         keep = max(2, max_keep_ckpts) if max_keep_ckpts > 0 else -1
         super().__init__(*args, max_keep_ckpts=keep, **kwargs)
 
+    def before_run(self, runner: Runner) -> None:
+        """Say where the run's checkpoints are; MMEngine works it out when it has resumed."""
+        out = str(self.out_dir or runner.work_dir)
+        if out != runner.work_dir and "://" not in out:
+            runner.saved.place = Path(out, Path(runner.work_dir).name)
+
     def before_train(self, runner: Runner) -> None:
         """MMEngine's; a folder of its own exists from the start."""
         super().before_train(runner)

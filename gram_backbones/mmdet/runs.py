@@ -293,8 +293,9 @@ class GramRunner(Runner):
         # The process that fails saves, as the others may be stuck; all have the same weights.
         # The numbers are already the next iteration's.
         meta = dict(epoch=self.epoch, iter=self.iter)
-        self._write_checkpoint(self.work_dir, name, meta=meta, by_epoch=False)
-        self.saved.add(os.path.join(self.work_dir, name))
+        place = str(self.saved.place)
+        self._write_checkpoint(place, name, meta=meta, by_epoch=False)
+        self.saved.add(os.path.join(place, name))
         self.logger.error(f"Saved {name}. Then: {error}")
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:

@@ -167,6 +167,7 @@ class SavedCheckpoints:
         folder: of the run.
 
     Attributes:
+        place: folder that the checkpoints are in, at first the run's.
         own: name of the checkpoint that this run saved last, or goes on from; empty if none.
 
     Examples:
@@ -181,7 +182,7 @@ class SavedCheckpoints:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = self.place = Path(folder)
         self.own = ""
 
     def files(self) -> list[Path]:
@@ -192,7 +193,7 @@ class SavedCheckpoints:
 
     def _find(self, name: str) -> Path:
         # MMEngine notes a path, which is wrong once the folder was moved.
-        beside = self.folder / Path(name).name
+        beside = self.place / Path(name).name
         return beside if beside.is_file() or beside.name == name else Path(name)
 
     @property
@@ -231,7 +232,7 @@ class SavedCheckpoints:
         return file, found
 
     def resumed(self, file: str | Path) -> None:
-        """Tell that the run goes on from a file; if it is in the folder, it is kept as the last."""
+        """Tell that the run goes on from a file; if it is in ``place``, it is kept as the last."""
         file = Path(file)
-        if not self.own and file.absolute().parent == self.folder.absolute():
+        if not self.own and file.absolute().parent == self.place.absolute():
             self.own = file.name

@@ -1,6 +1,7 @@
 """MMEngine's checkpoints: what our runs write is read, and nothing in a file is run."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,19 @@ def test_a_note_that_names_nothing_does_not_begin_a_run_again(tmp_path):
     (tmp_path / "last_checkpoint").touch()
     with pytest.raises(FileNotFoundError, match="last_checkpoint names no checkpoint"):
         train(tmp_path, "iterations", resume=True)
+
+
+def test_checkpoints_in_another_folder_are_resumed(tmp_path):
+    """Bug: an old file of the same name in the run's folder was resumed instead."""
+    hook = dict(type="CheckpointHook", by_epoch=False, interval=1, out_dir=str(tmp_path / "out"))
+    for count, seen in ((2, 2), (3, 1)):
+        length = dict(by_epoch=False, max_iters=count)
+        options = dict(train_cfg=length, default_hooks=dict(checkpoint=hook), resume=count == 3)
+        runner = make_runner(tmp_path / "run", "iterations", **options)
+        runner.train()
+        assert len(runner.model.seen) == seen
+        shutil.copy(tmp_path / "out/run/iter_1.pth", tmp_path / f"run/iter_{count}.pth")
+    assert [file.parent for file in runner.saved.files()] == 2 * [tmp_path / "out/run"]
 
 
 def kept(folder):
