@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic import flush, replacing
-from ..distributed import require_same
 from ..preprocessing import Preprocessing
 from ..weights import pickled
 from ..weights.checkpoints import load_first_whole, saving, write_content
@@ -104,14 +103,11 @@ def read_last(path: str | Path, rank: int = 0) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_checkpoint`.
-        RuntimeError: processes found different ones.
     """
     path = Path(path)
     previous = path.with_name(PREVIOUS)
     files = [path, previous] if path.name == LAST and previous.is_file() else [path]
-    found = load_first_whole(files, read_checkpoint, print if rank == 0 else str)
-    require_same("the checkpoint to go on from", found[0].name)
-    return found
+    return load_first_whole(files, read_checkpoint, print if rank == 0 else str)
 
 
 def fill_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

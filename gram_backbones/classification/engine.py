@@ -20,6 +20,7 @@ from ..data import PictureError
 from ..dgnet.connectivity import SHARES, dynamic_stages, summarise
 from ..dgnet.gate_report import report_gates
 from ..dgnet.graph import record_connectivity, training_gate
+from ..distributed import require_same
 from ..divergence import (
     DivergenceError,
     LossWatch,
@@ -170,6 +171,7 @@ class Trainer:
         FileExistsError: ``output`` contains a run, and ``resume`` is None.
         FileNotFoundError, ValueError: the configuration is not possible, or the checkpoint is of
             another run.
+        ProcessesDifferError: processes found different checkpoints, or one found none.
     """
 
     def __init__(
@@ -200,8 +202,8 @@ class Trainer:
         self.start_lr = 0.0  # learning rate where it began
         self.random: dict[str, Any] | None = None  # where they were trained before a stop
         self._watch, self._termination = LossWatch(), Termination()
-        if resume is not None:
-            self._resume(resume)
+        file = self._resume(resume) if resume is not None else None
+        require_same("the checkpoint to go on from", (file, self.updates))
         self.parallel: nn.Module = self.model
         if processes.count > 1:
             self.parallel = DistributedDataParallel(self.model)
@@ -457,8 +459,8 @@ class Trainer:
             f"{line['images_per_second']:.0f} images/s"
         )
 
-    def _resume(self, path: str | Path) -> None:
-        """Continue a run from a checkpoint.
+    def _resume(self, path: str | Path) -> str:
+        """Continue a run from a checkpoint, and return its name.
 
         Raises:
             FileNotFoundError, ValueError: see the class.
@@ -498,3 +500,4 @@ class Trainer:
                 f"it is {self.optimizer.param_groups[0]['lr']:.3g}",
                 flush=True,
             )
+        return path.name

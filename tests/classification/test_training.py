@@ -13,13 +13,14 @@ import torch
 
 pytest.importorskip("timm", reason="timm is not installed")
 
-from gram_backbones import create_model
+from gram_backbones import create_model, distributed
 from gram_backbones.classification import engine
 from gram_backbones.classification.building import RunConfig
 from gram_backbones.classification.checkpoint import read_checkpoint
 from gram_backbones.classification.data import open_datasets
 from gram_backbones.classification.engine import Evaluation, Trainer
 from gram_backbones.classification.processes import Processes
+from gram_backbones.distributed import ProcessesDifferError
 from gram_backbones.preprocessing import CIFAR_RGB
 from tests.classification.tiny import CPU, make_folder, same, tiny_recipe, trainer
 
@@ -187,6 +188,20 @@ def test_a_resumed_run_may_be_longer_and_never_shorter(few, tmp_path, capsys):
     assert history[2]["lr"] == pytest.approx(0.05) and "it is 0.05" in capsys.readouterr().out
     with pytest.raises(ValueError, match="epochs is 2 here, 4 there"):
         trainer(few, tmp_path, recipe, resume=tmp_path / "last.pth")
+
+
+def test_a_process_without_the_others_checkpoint_begins_no_run(few, tmp_path, monkeypatch):
+    """Bug: it did, and the others waited for its word on theirs."""
+
+    def gather(values, own):
+        values[:] = [own, ("last.pth", 4)]
+
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(distributed.dist, name, lambda value=value: value)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    said = r"checkpoint to go on from differs .*: \[\(None, 0\), \('last.pth', 4\)\]"
+    with pytest.raises(ProcessesDifferError, match=said):
+        trainer(few, tmp_path, tiny_recipe())
 
 
 @pytest.mark.grid
