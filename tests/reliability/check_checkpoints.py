@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import resource
 import shutil
 import subprocess
-import sys
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
-
-from gram_backbones.d2.demo_dataset import make_demo_dataset
 from gram_backbones.weights.pickles import DamagedError
 from tests.weights.fuzz import flip
 
-from .trainings import TOOLS, Tool, Training, equal, read_whole
+from .arguments import make_parser
+from .trainings import Tool, Training, each_tool, equal, read_whole
 
 
 def check_flips(file: Path, count: int, draw: random.Random) -> Counter:
@@ -176,20 +171,12 @@ def check(tool: Tool, folder: Path, count: int, flips: int, seed: int) -> Counte
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20, help="damaged files (default: 20)")
-    parser.add_argument("--flips", type=int, default=200, help="changed bits (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--only", choices=TOOLS, help="one of the commands that train")
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # a forked process cannot use the threads of another
-    with TemporaryDirectory() as name:
-        for tool_name in [args.only] if args.only else TOOLS:
-            folder = Path(name, tool_name)
-            make_demo_dataset(folder, train=4, val=2)
-            found = check(TOOLS[tool_name](folder), folder, args.count, args.flips, args.seed)
-            print(f"{tool_name}:", *(f"{key}: {n};" for key, n in found.items()), flush=True)
+    parser = make_parser(__doc__, 20, "damaged files")
+    parser.add_argument("--flips", type=int, default=200, help="changed bits; default: 200")
+    for args, tool, folder in each_tool(parser):
+        found = check(tool, folder, args.count, args.flips, args.seed)
+        print(f"{folder.name}:", *(f"{key}: {n};" for key, n in found.items()), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
-import sys
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from .mutations import GOOD, Mutation, Outcome, judge, misspelt, report
+from .mutations import Mutation, Outcome, judge, main, misspelt
 
 BASE = """
 MODEL.AOGNET.VARIANT aognet_4m MODEL.AOGNET.CHANNELS [8,16,24,32,48] MODEL.DEVICE cpu
@@ -116,10 +114,4 @@ def check(count: int, seed: int = 0) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="default: 200")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    args = parser.parse_args()
-    found = check(args.count, args.seed)
-    print("\n".join(report(found)))
-    sys.exit(any(outcome.result not in GOOD for outcome in found))
+    main(__doc__, check)

@@ -6,19 +6,14 @@ compared with one that was left alone.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import time
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
-
-from gram_backbones.d2.demo_dataset import make_demo_dataset
-
-from .trainings import TOOLS, Tool, Training, equal, read_whole
+from .arguments import make_parser
+from .trainings import Tool, Training, each_tool, equal, read_whole
 
 
 def parts(output: Path) -> list[Path]:
@@ -75,20 +70,11 @@ def check(tool: Tool, folder: Path, count: int, seed: int) -> Counter:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20, help="kills per framework (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--only", choices=TOOLS, help="one of the commands that train")
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # a forked process cannot use the threads of another
-    with TemporaryDirectory() as name:
-        for tool_name in [args.only] if args.only else TOOLS:
-            folder = Path(name, tool_name)
-            make_demo_dataset(folder, train=4, val=2)
-            found = check(TOOLS[tool_name](folder), folder, args.count, args.seed)
-            print(f"{tool_name}:", *(f"{key}: {n};" for key, n in found.items()), flush=True)
-            if found["while a checkpoint was written"] < args.count // 4:
-                sys.exit("too few kills came while a checkpoint was written")
+    for args, tool, folder in each_tool(make_parser(__doc__, 20, "kills per framework")):
+        found = check(tool, folder, args.count, args.seed)
+        print(f"{folder.name}:", *(f"{key}: {n};" for key, n in found.items()), flush=True)
+        if found["while a checkpoint was written"] < args.count // 4:
+            sys.exit("too few kills came while a checkpoint was written")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from .mutations import GOOD, Mutation, Outcome, judge, misspelt, report
+from .mutations import Mutation, Outcome, judge, main, misspelt
 
 CONFIG = """
 _base_ = {base!r}
@@ -150,10 +148,4 @@ def end_logs() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="default: 200")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    args = parser.parse_args()
-    found = check(args.count, args.seed)
-    print("\n".join(report(found)))
-    sys.exit(any(outcome.result not in GOOD for outcome in found))
+    main(__doc__, check)

@@ -4,7 +4,6 @@
 each has a seed of its own, so that parts add up to the whole.
 """
 
-import argparse
 import sys
 from collections import Counter
 from itertools import islice
@@ -17,6 +16,8 @@ from gram_backbones.weights.files import WeightError, read_weight_file
 from gram_backbones.weights.pickled import read_checkpoint
 from tests.weights.exploits import write_exploits
 from tests.weights.fuzz import fuzz
+
+from .arguments import make_parser
 
 
 def check_exploits(step: int = 1) -> Counter:
@@ -37,10 +38,7 @@ def check_exploits(step: int = 1) -> Counter:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000, help="number of mutated files")
-    parser.add_argument("--seed", type=int, default=0, help="of the first file")
-    args = parser.parse_args()
+    args = make_parser(__doc__, 20_000, "mutated files").parse_args()
     torch.set_num_threads(1)
     print("exploits", dict(check_exploits()), flush=True)
     outcomes, slowest, largest = fuzz(args.count, args.seed)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+from .arguments import make_parser
 
 NAMED, WORKS, UNNAMED, LATE = "named", "works", "error without the key", "error after data was read"
 GOOD = (NAMED, WORKS)
@@ -63,3 +66,11 @@ def report(outcomes: Sequence[Outcome]) -> Iterator[str]:
         if outcome.result not in GOOD:
             key, value = outcome.mutation[1:]
             yield f"{key}={value}: {outcome.result}: {outcome.said[:200]}"
+
+
+def main(about: str, check: Callable[[int, int], list[Outcome]]) -> None:
+    """The command line of a check: print its report, and exit with 1 if a mistake ended badly."""
+    args = make_parser(about, 200, "mistakes").parse_args()
+    found = check(args.count, args.seed)
+    print("\n".join(report(found)))
+    sys.exit(any(outcome.result not in GOOD for outcome in found))

@@ -9,10 +9,12 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from PIL import Image
 
 from gram_backbones import cli
 from gram_backbones.classification.checkpoint import LAST, PREVIOUS
+from gram_backbones.d2.demo_dataset import make_demo_dataset
 from gram_backbones.weights.checkpoints import SavedCheckpoints
 from gram_backbones.weights.pickled import read_checkpoint
 
@@ -125,6 +128,18 @@ def classifier(folder: Path) -> Tool:
 
 
 TOOLS = {tool.__name__: tool for tool in (detectron2, mmdetection, classifier)}
+
+
+def each_tool(parser: ArgumentParser) -> Iterator[tuple[Namespace, Tool, Path]]:
+    """Parse the command line, and yield it with each tool and its folder, one after the other."""
+    parser.add_argument("--only", choices=TOOLS, help="one of the commands that train")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # a forked process cannot use the threads of another
+    with TemporaryDirectory() as name:
+        for tool_name in [args.only] if args.only else TOOLS:
+            folder = Path(name, tool_name)
+            make_demo_dataset(folder, train=4, val=2)
+            yield args, TOOLS[tool_name](folder), folder
 
 
 class Training:
