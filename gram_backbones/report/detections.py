@@ -127,8 +127,9 @@ def evaluate(results: Iterable[Path], annotations: str | Path) -> Evaluation:
             coco = coco_api(str(annotations))
         except (KeyError, ValueError) as error:
             raise EvaluationError(f"{annotations} is not COCO JSON: {error}") from error
+        category_ids = tuple(sorted(coco.getCatIds()))
+        _check_categories(found, category_ids)
         evaluated = {kind: _run_coco(coco, items, kind, coco_eval) for kind, items in found.items()}
-    category_ids = tuple(sorted(coco.getCatIds()))
     names = tuple(category["name"] for category in coco.loadCats(category_ids))
     kind = next(iter(found))
     shown = found.get("segm", found[kind])
@@ -178,6 +179,15 @@ def _read_results(files: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
     if not found:
         raise EvaluationError("the run predicted nothing")
     return found
+
+
+def _check_categories(found: dict[str, list[dict[str, Any]]], known: Iterable[int]) -> None:
+    """Refuse other categories: pycocotools leaves them out, and AP would be that of the rest."""
+    unknown = {item["category_id"] for items in found.values() for item in items} - {*known}
+    if unknown:
+        raise EvaluationError(
+            f"the predictions have the category id {min(unknown)}, the annotations have not"
+        )
 
 
 def _run_coco(coco: Any, items: list[dict[str, Any]], kind: str, coco_eval: Any) -> Any:

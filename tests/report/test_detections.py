@@ -91,6 +91,10 @@ def test_boxes_and_masks_in_two_files(data, tmp_path):
             '[{"image_id": 99, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 1}]',
             "the predictions are of other images than the annotations",
         ),
+        (
+            '[{"image_id": 1, "category_id": 99, "bbox": [0, 0, 9, 9], "score": 1}]',
+            "the predictions have the category id 99, the annotations have not",
+        ),
     ],
 )
 def test_results_that_cannot_be_compared(data, tmp_path, text, message):
