@@ -180,7 +180,10 @@ def _progress(log: str) -> tuple[int, int]:
 
 def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines; the last one may not be written to its end yet."""
-    lines = file.read_text().splitlines() if file.is_file() else []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
     for number, line in enumerate(lines, 1):
         try:
             content = json.loads(line)
@@ -214,7 +217,8 @@ def _mmdet_points(starts: Iterable[Path], length: int) -> Iterator[tuple[int, di
     at = 0
     for start in starts:
         for line in _read_lines(start / "vis_data/scalars.json"):
-            step = line.pop("step", 0)
+            if not isinstance(step := line.pop("step", 0), int):
+                continue
             # Evaluations are counted in epochs, or, with log_metric_by_epoch=False, in iterations;
             # not every epoch's last iteration is logged.
             at = step if "loss" in line else max(at, step * (length or 1))

@@ -143,6 +143,16 @@ def test_predictions_and_the_last_checkpoint(d2_run):
     assert run.checkpoint == d2_run / "model_final.pth" and run.finished
 
 
+def test_what_is_no_line_of_a_log(tmp_path):
+    (tmp_path / "metrics.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="metrics.json is not JSON: .* can't decode byte 0xff"):
+        read_run(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    file = tmp_path / "20260101_120000/vis_data/scalars.json"
+    write_lines(file, {"loss": 3.0, "step": "one"}, {"loss": 2.0, "step": 2})
+    assert read_run(tmp_path).scalars == {"total_loss": ((2, 2.0),)}
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="neither Detectron2's metrics.json .* nor MMDetection's"):
         read_run(tmp_path)
