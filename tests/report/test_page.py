@@ -95,6 +95,8 @@ def test_a_run(html):
     ]
     assert "class objects box mask box 6 83.2 83.2 disc 6 83.2" in page.sections["ap"]
     assert "box star 1 16.7" in page.sections["confusion"]
+    threshold = re.search(r"the highest F1, ([\d.]+)\.", page.sections["confusion"])[1]
+    assert threshold == "0.882"  # as in the pictures' titles
     assert "000001.png: F1 0.00; 0 right, 2 false, 3 missed" in page.sections["images"]
     assert "SOLVER.BASE_LR 0.02 0.04" in page.sections["config"]
     assert "3 annotations <look> odd" in page.sections["warnings"]
