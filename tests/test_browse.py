@@ -1,6 +1,7 @@
 """The command browse: what the loaders of both frameworks feed a network."""
 
 import json
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -85,6 +86,30 @@ def test_one_seed_gives_one_order_and_augmentation(own):
     pytest.importorskip("detectron2")
     (path, image, *_), (again, same, *_) = (next(samples_of(D2, own)[1]) for _ in range(2))
     assert path == again and np.array_equal(image, same)
+
+
+def test_files_of_one_name_have_plots_of_their_own(own, tmp_path, capsys):
+    pytest.importorskip("mmdet")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/own.json").write_text((tmp_path / "own.json").read_text())
+    words = [MMDET, "--dataset", own, "--val", "own_val=val/own.json:images", "--count", "1"]
+    cli.main(["browse", *words])
+    made = {file.name for file in (tmp_path / "browse").glob("*.png")}
+    assert made == {"samples.png", "statistics_own.png", "statistics_own_2.png"}
+    assert "x 1067, 1 object" in (out := capsys.readouterr().out) and "1 objects" not in out
+
+
+def test_a_class_that_the_file_lacks_is_named(own, tmp_path, capsys):
+    pytest.importorskip("mmdet")
+    for part in ("train2017", "val2017", "annotations"):
+        (tmp_path / part).mkdir()
+    for part in ("train", "val"):
+        shutil.copy("own.json", f"annotations/instances_{part}2017.json")
+    changes = ["train_dataloader.dataset.metainfo.classes=('zebra',)"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["browse", MMDET, "--data-root", ".", "--cfg-options", *changes])
+    assert ended.value.code == 2 and "zebra" in capsys.readouterr().err
+    assert not (tmp_path / "browse").exists()
 
 
 def test_cells_have_one_size_whatever_the_images(monkeypatch):

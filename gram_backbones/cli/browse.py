@@ -98,9 +98,11 @@ def _open_mmdet(config: str, args: argparse.Namespace) -> tuple[list[Dataset], I
     words = [word for name, value in options.items() if value for word in (name, value)]
     changes = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     parsed = mmdet.train_parser().parse_args([config, *words, "--work-dir", args.output, *changes])
-    cfg = mmdet.load_config(parsed, ("train_dataloader", "val_dataloader"))
-    from ..mmdet.browse import datasets_of, iterate_samples
+    from ..upstream_warnings import silence_printed_lines
 
+    with silence_printed_lines():
+        from ..mmdet.browse import datasets_of, iterate_samples
+    cfg = mmdet.load_config(parsed, ("train_dataloader", "val_dataloader"))
     return datasets_of(cfg), iterate_samples(cfg, args.seed)
 
 
@@ -129,7 +131,8 @@ def _draw(samples: Iterator[Sample], count: int, file: Path) -> None:
     for path, image, found, names in islice(samples, count):
         height, width, _ = image.shape
         crowds = sum(found.crowds or [])
-        what = f"{height} x {width}, {len(found) - crowds} objects"  # Pillow's font has no ×
+        objects = len(found) - crowds
+        what = f"{height} x {width}, {objects} object{'s' * (objects != 1)}"  # the font has no ×
         what += f" and {crowds} crowd" if crowds else ""
         cells.append(draw_cell(image, found, names, f"{Path(path).name}: {what}"))
         print(f"{len(cells)}/{count} {path}: {what}", flush=True)

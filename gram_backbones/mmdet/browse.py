@@ -13,19 +13,34 @@ from mmengine.registry import init_default_scope
 
 from ..data import Dataset
 from ..pictures import Instances
-from .own_data import as_coco, leaf_datasets
+from .own_data import as_coco, classes_left_out, leaf_datasets
 from .pictures import annotated
 from .replay import is_replayable, replayable
 from .runs import GramRunner
 
 
 def datasets_of(cfg: Config) -> list[Dataset]:
-    """The data sets for training and evaluation that are COCO JSON, named like their files."""
+    """The data sets for training and evaluation that are COCO JSON, named like their files.
+
+    Of files of one name, those after the first have a number too.
+
+    Raises:
+        DataError: a file lacks a class that the config chooses.
+    """
     init_default_scope("mmdet")
     loaders = [cfg.get(f"{part}_dataloader") or {} for part in ("train", "val")]
     leaves = [leaf for loader in loaders for leaf in leaf_datasets(loader.get("dataset"))]
-    found = [data for leaf in leaves if (data := as_coco(leaf))]
-    return [replace(data, name=Path(data.json_file).stem) for data in found]
+    found: dict[str, Dataset] = {}
+    for leaf in leaves:
+        if data := as_coco(leaf):
+            classes_left_out(leaf, data)
+            stem = Path(data.json_file).stem
+            name, number = stem, 1
+            while name in found:
+                number += 1
+                name = f"{stem}_{number}"
+            found[name] = replace(data, name=name)
+    return [*found.values()]
 
 
 def iterate_samples(

@@ -167,15 +167,24 @@ def check_annotations(
             if not _is_coco(leaf) or (data := as_coco(leaf)) is None:
                 continue
             found[-1].append(data)
-            names = class_names(leaf)
-            if names:
-                # MMDetection numbers classes by their order in the file.
-                chosen = [name for name in data.listed if name in names]
-                if list(names) != chosen:
-                    check_same_classes("metainfo of the config", names, data.name, data.listed)
-                if left := [name for name in data.listed if name not in names]:
-                    warnings.append(f"{data.name}: the config leaves out the classes {left}")
+            if left := classes_left_out(leaf, data):
+                warnings.append(f"{data.name}: the config leaves out the classes {left}")
     return warnings + require_sound(*found, masks=masks, skip_unreadable=skip_unreadable)
+
+
+def classes_left_out(leaf: dict, data: Dataset) -> list[str]:
+    """The classes of a data set's file that its config does not choose.
+
+    Raises:
+        DataError: the file lacks a chosen class, or has them in another order.
+    """
+    names = class_names(leaf)
+    if not names:
+        return []
+    # MMDetection numbers classes by their order in the file.
+    if list(names) != [name for name in data.listed if name in names]:
+        check_same_classes("metainfo of the config", names, data.name, data.listed)
+    return [name for name in data.listed if name not in names]
 
 
 class NamingPipeline:
