@@ -110,7 +110,7 @@ class Statistics:
         classes.invert_yaxis()
         shown = f"the {len(names)} most frequent of " if len(names) < len(self.areas) else ""
         classes.set(xlabel="objects", title=f"{self.name}: {shown}{len(self.areas)} classes")
-        figure.legend(loc="outside upper right", ncols=3)
+        figure.legend(loc="outside upper left", ncols=3)
         found = [area**0.5 for areas in self.areas.values() for area in areas]
         sides.hist(found, bins=40, color="#4292c6")
         for limit in (32, 96):
