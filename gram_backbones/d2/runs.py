@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from .. import __version__
 from ..run_record import RunRecord, config_changes, installed_versions
 from ..threads import choose_threads, keep_kernels
 from ..upstream_warnings import silence_known_warnings
+from ..weights.checkpoints import end_run_without_disk
 from .config import add_gram_backbones_config
 
 logger = logging.getLogger(__name__)
@@ -133,13 +133,8 @@ class _RunLog(logging.FileHandler):
     def __init__(self, path: Path):
         super().__init__(path, delay=True)
         line = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+        end_run_without_disk(self)
         self.setFormatter(logging.Formatter(line, datefmt="%m/%d %H:%M:%S"))
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """A disk that takes no more ends the run; logging would print a trace for every line."""
-        if isinstance(sys.exc_info()[1], OSError):
-            raise
-        super().handleError(record)
 
     def format(self, record: logging.LogRecord) -> str:
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -41,7 +42,12 @@ from ..seeding import MODEL, seed_everything
 from ..termination import Terminated, Termination
 from ..threads import resume_threads
 from ..upstream_warnings import silence_logger
-from ..weights.checkpoints import SavedCheckpoints, naming_last_checkpoint, saving
+from ..weights.checkpoints import (
+    SavedCheckpoints,
+    end_run_without_disk,
+    naming_last_checkpoint,
+    saving,
+)
 from ..weights.detector import fit_detector
 from ..weights.files import WeightError, fetch_file
 from ..weights.published import read_weights
@@ -190,6 +196,9 @@ class GramRunner(Runner):
         """MMEngine's, without the messages of `gram_backbones.upstream_warnings`."""
         logger = super().build_logger(*args, **kwargs)
         silence_logger(logger)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                end_run_without_disk(handler)
         return logger
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:

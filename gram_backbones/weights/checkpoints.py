@@ -7,6 +7,8 @@ one before it.
 from __future__ import annotations
 
 import errno
+import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +85,22 @@ runs/1 does not exist; the last good checkpoint is runs/1/last.pth
         kept = f"the last good checkpoint is {file}" if file else "there is no checkpoint"
         where = error.filename or folder
         raise SavingError(f"cannot write to {where}: {reason}; {kept}") from error
+
+
+def end_run_without_disk(log: logging.Handler) -> None:
+    """Let a log raise an error of its disk; logging prints a trace for every line and goes on.
+
+    Examples:
+        >>> end_run_without_disk(logging.FileHandler("log.txt", delay=True))
+    """
+    print_trace = log.handleError
+
+    def handle(record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        print_trace(record)
+
+    log.handleError = handle  # type: ignore[method-assign]
 
 
 def _reason(error: OSError, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """MMEngine's checkpoints: what our runs write is read, and nothing in a file is run."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -169,6 +170,16 @@ def test_a_full_disk_leaves_the_last_two_checkpoints(tmp_path, fill_disk):
         runner.train()
     assert kept(tmp_path) == ["iter_3.pth", "iter_4.pth"]
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "iter_4.pth")
+
+
+def test_a_log_that_cannot_be_written_ends_the_run(tmp_path, capsys):
+    """Bug: logging printed a trace for every line."""
+    runner = make_runner(tmp_path, "iterations")
+    log = next(h for h in runner.logger.handlers if isinstance(h, logging.FileHandler))
+    log.setStream(open("/dev/full", "w"))
+    with pytest.raises(SavingError, match="No space left on device; there is no checkpoint"):
+        runner.train()
+    assert "Logging error" not in capsys.readouterr().err
 
 
 def test_a_deleted_folder_ends_the_run(tmp_path):
