@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 TIMEOUT = 1800  # seconds that a rank waits for another one, which may evaluate alone
+WORKER_GRACE = 30  # seconds that a loader worker goes on after SIGTERM, as long as launchers wait
 LOADER_TIMEOUT = 900  # less, so that the rank whose worker hangs ends first and says so
 
 # How gloo, NCCL and torch's store say that another process is gone or does not answer.
@@ -184,17 +186,27 @@ def guard_loader(loader: DataLoader, seconds: int = LOADER_TIMEOUT) -> DataLoade
         if hasattr(signal, "SIGCHLD") and not loader.timeout:
             loader.timeout = seconds
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        # At the end of this process, where SIGTERM would only let them go on for a while.
+        multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
     return loader
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
-    # Torch's workers look whether their parent is another one than at their own start, which takes
-    # seconds where they are spawned: one whose parent had died before would stay for ever.
-    parent = multiprocessing.parent_process()
-    if parent and not parent.is_alive():
-        raise SystemExit(1)
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # torchrun and schedulers send SIGTERM to workers too, but the rank has to finish its iteration.
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it ends the worker
+        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE))
     if start:
         start(number)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    # Torch's workers look for their parent too, but stay for ever if it died before they began,
+    # which takes seconds where they are spawned, or while a batch fills the pipe to it.
+    parent.join()
+    os._exit(1)
 
 
 def end_with_launcher() -> None:

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -89,17 +91,70 @@ def test_watching_workers_does_not_hide_a_death_from_torch():
         next(batches)
 
 
-def test_a_worker_whose_parent_died_while_it_started_does_not_stay(monkeypatch):
-    """Bug: torch's workers compare their parent with the one at their own start."""
-    started = []
-    loader = guard_loader(DataLoader([1], num_workers=1, worker_init_fn=started.append))
-    loader.worker_init_fn(0)
-    assert started == [0]
-    dead = SimpleNamespace(is_alive=lambda: False)
-    monkeypatch.setattr(lost_processes.multiprocessing, "parent_process", lambda: dead)
-    with pytest.raises(SystemExit):
-        loader.worker_init_fn(1)
-    assert started == [0]
+@needs_signals
+def test_a_worker_goes_on_after_sigterm_for_a_while(monkeypatch):
+    """Bug: torchrun sends it to workers too, so that a rank ended without its checkpoint."""
+    assert [int(batch) for batch in fork(Numbers(signal.SIGTERM))] == [0, 1, 2, 3]
+    monkeypatch.setattr(lost_processes, "WORKER_GRACE", 0.1)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        for _ in fork(Numbers(signal.SIGTERM)):
+            time.sleep(0.3)
+
+
+AT_THE_END = """
+from torch.utils.data import DataLoader
+from gram_backbones.lost_processes import guard_loader
+
+batches = iter(guard_loader(DataLoader(range(9), num_workers=2)))
+next(batches)
+"""
+
+
+@needs_signals
+def test_workers_do_not_outlast_their_process():
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", AT_THE_END], check=True)
+    assert time.monotonic() - start < lost_processes.WORKER_GRACE
+
+
+class Large(Dataset):
+    """Items that fill a pipe; reading the first one says which process does."""
+
+    def __init__(self, pids):
+        self.pids = pids
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        if index == 0:
+            self.pids.send(os.getpid())
+        return bytes(1_000_000)
+
+
+def be_killed(pids, seconds):
+    batches = iter(fork(Large(pids)))
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+    del batches
+
+
+@needs_signals
+@pytest.mark.parametrize("seconds", (0, 1))
+def test_a_worker_whose_parent_is_killed_does_not_stay(seconds):
+    """Bug: it waited until somebody read its batch, or compared its parent too late."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe()
+    process = context.Process(target=be_killed, args=(writer, seconds))
+    process.start()
+    process.join()
+    writer.close()
+    with suppress(EOFError):  # it had not begun
+        pid = reader.recv()
+        end = time.monotonic() + 10
+        while lost_processes._state(pid) not in ("dead", "state unknown"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 def test_a_process_whose_launcher_died_while_it_started_ends(monkeypatch):

@@ -213,6 +213,8 @@ class GramTrainer(DefaultTrainer):
                 if saves and self._completed >= self.start_iter:
                     self._save_completed()
                     logger.error("Saved iteration %d. Then: %s", self._completed, error)
+                elif saves:
+                    logger.error("No iteration is complete, so nothing was saved: %s", error)
                 raise
             finally:
                 handle.remove()

@@ -290,10 +290,11 @@ class GramRunner(Runner):
 
     def _save_completed(self, error: PictureError | Terminated) -> None:
         """Save the weights of the last iteration, from which a run can be resumed."""
-        if self.iter <= self._started:
-            return
         if self.rank and isinstance(error, Terminated):
             return  # SIGTERM comes to all processes, of which the first one saves
+        if self.iter <= self._started:
+            self.logger.error(f"No iteration is complete, so nothing was saved: {error}")
+            return
         if self._evaluates:
             for hook in self.hooks:
                 if isinstance(hook, EMAHook):  # its average is in the model now

@@ -38,6 +38,7 @@ EVENTS = {
     "a rank is stopped": r"has lost another one, which died or did not answer in time: .*[Tt]imed",
     "a rank raises": r"RuntimeError: raised by the check",
     "the launcher is killed": "",
+    "the launcher gets SIGTERM": r"SIGTERM",
     "a loader worker is killed": r"DataLoader worker \(pid(\(s\))? {pid}\)",
     "a loader worker is stopped": (
         r"DataLoader (timed out after .* process {pid} \(stopped\)|"
@@ -119,7 +120,8 @@ def command(engine: str, folder: Path, output: Path, port: int, timeout: int) ->
 def children(process: psutil.Process) -> list[psutil.Process]:
     """The processes that one has started, without Python's own helper."""
     found = sorted(process.children(), key=lambda child: (child.create_time(), child.pid))
-    return [child for child in found if "resource_tracker" not in str(child.cmdline())]
+    helper = "resource_tracker"
+    return [child for child in found if is_alive(child) and helper not in str(child.cmdline())]
 
 
 def wait_for(happened: Callable[[], object], seconds: float) -> bool:
@@ -148,6 +150,8 @@ def act(event: str, launcher: psutil.Popen, draw: random.Random) -> int:
         target = children(rank)[0]
     if "killed" in event:
         target.kill()
+    elif "SIGTERM" in event:
+        target.terminate()
     elif "stopped" in event:
         target.suspend()
     else:
@@ -230,7 +234,7 @@ def check(
 def main() -> int:
     """Print how many trainings of each kind ended as they must, and the longest time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=36, help="trainings; default: 36")
+    parser.add_argument("--count", type=int, default=42, help="trainings; default: 42")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--engine", choices=ENGINES, action="append")
     parser.add_argument("--event", choices=EVENTS, action="append")
