@@ -147,7 +147,9 @@ def act(event: str, launcher: psutil.Popen, draw: random.Random) -> int:
     rank = draw.choice(children(launcher))
     target = launcher if "launcher" in event else rank
     if "worker" in event:
-        target = children(rank)[0]
+        found: list[psutil.Process] = []  # none where an epoch has just ended
+        assert wait_for(lambda: found.extend(children(rank)) or found, 30), "there is no worker"
+        target = found[0]
     if "killed" in event:
         target.kill()
     elif "SIGTERM" in event:
