@@ -460,11 +460,7 @@ class Trainer:
         )
 
     def _resume(self, path: str | Path) -> str:
-        """Continue a run from a checkpoint, and return its name.
-
-        Raises:
-            FileNotFoundError, ValueError: see the class.
-        """
+        """Continue a run from a checkpoint, and return its name; errors are those of the class."""
         path, content = read_last(path, self.processes.rank)
         content = content.get("training")
         if content is None:
