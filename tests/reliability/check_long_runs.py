@@ -37,6 +37,8 @@ SMALL = (
 EVALUATE = """
 train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters={count}, val_interval={every})
 val_cfg = dict(type="ValLoop")
+# At the end of a pass through the data, MMEngine sleeps for 2 s.
+train_dataloader["sampler"] = dict(type="InfiniteSampler")
 keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 val_dataloader = dict(
     num_workers=0, persistent_workers=False,
