@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-import time
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from secrets import token_hex
+from zlib import crc32
 
-_START = time.time()
+_HOST = f"{crc32(platform.node().encode()):08x}"  # on a shared disk, others have the same numbers
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     _delete_leftovers(path.parent)
     # With the suffix, by which libraries choose the format.
-    part = path.with_name(f".{path.stem}.{token_hex(4)}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.part{path.suffix}")
     try:
         yield part
         flush(part)  # before the name, which a power cut could keep alone
@@ -42,10 +43,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @functools.cache
 def _delete_leftovers(folder: Path) -> None:
-    for part in folder.glob(f".*.{8 * '[0-9a-f]'}.part*"):
-        with suppress(OSError):  # another process was faster
-            if part.stat().st_mtime < _START:  # a living process would have written since
+    if os.name != "posix":  # elsewhere os.kill ends the process
+        return
+    for part in folder.glob(f".*.{_HOST}-*.part*"):
+        pid = re.search(rf"\.{_HOST}-(\d+)\.part", part.name)
+        with suppress(OSError):  # another process was faster, or the writer is another user's
+            if pid and not _is_alive(int(pid[1])):
                 part.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def flush(path: Path) -> None:

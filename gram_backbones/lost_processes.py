@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -21,7 +22,6 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 TIMEOUT = 1800  # seconds that a rank waits for another one, which may evaluate alone
-WORKER_GRACE = 30  # seconds that a loader worker goes on after SIGTERM, as long as launchers wait
 LOADER_TIMEOUT = 900  # less, so that the rank whose worker hangs ends first and says so
 
 # How gloo, NCCL and torch's store say that another process is gone or does not answer.
@@ -157,7 +157,8 @@ def _deaf_to_children() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        if before is not None:  # a handler of C code
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _state(pid: int | None) -> str:
@@ -186,20 +187,23 @@ def guard_loader(loader: DataLoader, seconds: int = LOADER_TIMEOUT) -> DataLoade
         if hasattr(signal, "SIGCHLD") and not loader.timeout:
             loader.timeout = seconds
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-        # At the end of this process, where SIGTERM would only let them go on for a while.
-        multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
+        _end_workers_at_exit(os.getpid())
     return loader
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    # torchrun and schedulers send SIGTERM to workers too, but the rank has to finish its iteration.
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it ends the worker
-        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE))
+    # torchrun and schedulers send it to workers too, but the rank has to finish its iteration.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if start:
         start(number)
+
+
+@functools.cache
+def _end_workers_at_exit(pid: int) -> None:
+    # Python itself sends them SIGTERM, and waits.
+    multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -55,10 +55,10 @@ def _one_thread():
 
 
 @pytest.fixture
-def fill_disk(monkeypatch):
+def fill_disk():
     """A function that lets the disk be full where a file is written next."""
-    monkeypatch.setattr(atomic, "token_hex", lambda size: "0")
-    return lambda path: path.with_name(f".{path.stem}.0.part{path.suffix}").symlink_to("/dev/full")
+    part = f"{atomic._HOST}-{os.getpid()}.part"
+    return lambda path: path.with_name(f".{path.stem}.{part}{path.suffix}").symlink_to("/dev/full")
 
 
 @pytest.fixture(autouse=True)

@@ -53,8 +53,12 @@ check_environment() {
     [ "$wanted" = "$found" ] || fail "$venv has $found, not $wanted. Remove it, or name another: VENV=folder"
     query='import importlib.metadata as m; print(m.version("torch").split("+")[0])'
     found=$("$python" -c "$query" 2>/dev/null) || return 0
-    [ "${TORCH:-$found}" = "$found" ] ||
-        fail "$venv has torch $found, not $TORCH. Remove it, or name another: VENV=folder"
+    wanted=${TORCH:-$(sed -n 's/^torch==//p' tools/requirements.txt)}
+    wanted=${wanted%%+*}
+    case $found. in
+        "$wanted".*) ;;
+        *) fail "$venv has torch $found, not $wanted. Remove it, or name another: VENV=folder" ;;
+    esac
 }
 
 make_environment() {

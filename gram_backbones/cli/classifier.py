@@ -194,7 +194,7 @@ def run(args: argparse.Namespace, processes: Processes) -> None:
     try:
         with naming_lost_processes():
             job = prepare(args, processes)
-    except (LostProcessError, OSError, ProcessesDifferError, ValueError) as error:
+    except (LostProcessError, MemoryError, OSError, ProcessesDifferError, ValueError) as error:
         sys.exit(f"{args.prog}: {error}")
     try:
         with naming_lost_processes((args.timeout or TIMEOUT) // 2):

@@ -188,7 +188,7 @@ def _run_process(cfg: CfgNode, args: argparse.Namespace) -> None:
     for dataset in filter(None, args.own):  # launched processes know nothing of the first one's
         register_dataset(dataset)
     errors = DataError, DivergenceError, LostProcessError, OSError, PictureError, WeightError
-    errors += (ProcessesDifferError,)
+    errors += MemoryError, ProcessesDifferError
     try:
         with naming_lost_processes(cfg.DATALOADER.TIMEOUT):
             _run(cfg, args)

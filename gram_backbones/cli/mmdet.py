@@ -248,7 +248,7 @@ def _run(prog: str, prepare: Callable[[], Config], job: str) -> None:
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         sys.exit(f"{prog}: {type(error).__name__}: {error}")
     errors = DataError, DivergenceError, LostProcessError, OSError, PictureError, WeightError
-    errors += (ProcessesDifferError,)
+    errors += MemoryError, ProcessesDifferError
     try:
         seconds = (cfg.get(f"{job}_dataloader") or {}).get("timeout") or LOADER_TIMEOUT
         with naming_lost_processes(seconds):

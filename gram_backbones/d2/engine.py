@@ -7,7 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,12 @@ from detectron2.engine import (
     AMPTrainer,
     DefaultPredictor,
     DefaultTrainer,
+    HookBase,
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
 )
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -145,10 +147,14 @@ class GramTrainer(DefaultTrainer):
     def build_hooks(self):
         """Detectron2's hooks, one that seeds each iteration, and one for the first lines."""
         reseed = [ReseedHook(self.cfg.SEED)] if is_replayable(self.cfg) else []
-        early = [EarlyProgressHook(self.max_iter)] if comm.is_main_process() else []
+        if comm.is_main_process():
+            own: list[HookBase] = [EarlyProgressHook(self.max_iter)]
+        else:  # it writes nothing, but should know the last one
+            period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+            own = [PeriodicCheckpointer(self.checkpointer, period)]
         # Before Detectron2's own writer, which is the last.
         *stock, last = super().build_hooks()
-        return [*reseed, *stock, *early, last]
+        return [*reseed, *stock, *own, last]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint and its position in the data, or load weights."""
@@ -212,7 +218,8 @@ class GramTrainer(DefaultTrainer):
                 saves = comm.is_main_process() or not isinstance(error, Terminated)
                 if saves and self._completed >= self.start_iter:
                     self._save_completed()
-                    logger.error("Saved iteration %d. Then: %s", self._completed, error)
+                    with suppress(OSError):  # the log's disk may be full
+                        logger.error("Saved iteration %d. Then: %s", self._completed, error)
                 elif saves:
                     logger.error("No iteration is complete, so nothing was saved: %s", error)
                 raise

@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -306,7 +307,8 @@ class GramRunner(Runner):
         place = str(self.saved.place)
         self._write_checkpoint(place, name, meta=meta, by_epoch=False)
         self.saved.add(os.path.join(place, name))
-        self.logger.error(f"Saved {name}. Then: {error}")
+        with suppress(OSError):  # the log's disk may be full
+            self.logger.error(f"Saved {name}. Then: {error}")
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """MMEngine's, with samples that do not depend on the loader's workers."""

@@ -128,7 +128,7 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
     record, length = run.record, run.max_iterations
-    done = length if run.finished else run.iterations
+    done = (run.finished and length) or run.iterations
     yield "folder", str(run.folder)
     yield "framework", run.framework
     if done and length:

@@ -221,7 +221,8 @@ def _mmdet_points(starts: Iterable[Path], length: int) -> Iterator[tuple[int, di
                 continue
             # Evaluations are counted in epochs, or, with log_metric_by_epoch=False, in iterations;
             # not every epoch's last iteration is logged.
-            at = step if "loss" in line else max(at, step * (length or 1))
+            end = step * length
+            at = step if "loss" in line else max(at, end if 0 < end <= at + length else step)
             yield at, _renamed(line)
         for line in _read_lines(start / f"{start.name}.json"):  # of a test
             yield at, _renamed(line)

@@ -221,9 +221,11 @@ class SavedCheckpoints:
 
     @property
     def last(self) -> Path | None:
-        """The last checkpoint of this run, if it is there."""
-        own = self._find(self.own)
-        return own if self.own and own.is_file() else None
+        """The last checkpoint of this run that is there."""
+        if not self.own:
+            return None
+        files = (self._find(self.own), *self.files())  # the first process may still be writing
+        return next((file for file in files if file.is_file()), None)
 
     def add(self, name: str) -> None:
         """Note a checkpoint that was written, and the one before it."""

@@ -14,12 +14,14 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 from gram_backbones.d2 import GramCheckpointer, GramTrainer
 from gram_backbones.d2.engine import _without_trace
 from gram_backbones.d2.runs import _RunLog
 from gram_backbones.weights.checkpoints import SavedCheckpoints, SavingError
 from tests.conftest import ROOT, check_ended_well
+from tests.d2.test_engine import cfg, demo  # noqa: F401 (fixtures)
 
 
 def write(folder, *values):
@@ -57,6 +59,16 @@ def test_a_process_that_only_watched_knows_the_checkpoint_before(tmp_path):
     other.save("3")
     names = [(tmp_path / f"{note}_checkpoint").read_text() for note in ("last", "previous")]
     assert names == ["3.pth", "2.pth"]
+
+
+def test_a_rank_that_does_not_save_knows_the_checkpoints(cfg, tmp_path, monkeypatch):  # noqa: F811
+    """Bug: they have no hook that saves, so that a rank which failed named none."""
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    cfg.DATASETS.TEST = ()
+    trainer = GramTrainer(cfg)
+    trainer.train()
+    assert trainer.checkpointer.saved.own == "model_final.pth" and not [*tmp_path.glob("*.pth")]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, fill_disk):

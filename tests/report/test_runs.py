@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from gram_backbones.report.runs import read_run
+from gram_backbones.report.runs import _mmdet_points, read_run
 from gram_backbones.run_record import RunRecord, config_changes, read_run_record
 
 
@@ -91,6 +91,14 @@ def test_evaluations_between_logged_iterations_of_mmdetection(tmp_path):
     file = tmp_path / "20260101_120000/vis_data/scalars.json"
     write_lines(file, {"loss": 3.0, "step": 50}, {"coco/bbox_mAP": 0.5, "step": 60})
     assert read_run(tmp_path).scalars["bbox/AP"] == ((60, 50.0),)
+
+
+@pytest.mark.parametrize("step", (5, 50), ids=("in epochs", "in iterations"))
+def test_evaluations_stand_where_they_were_made(step, tmp_path):
+    """Bug: with log_metric_by_epoch=False, epochs of 10 iterations made 500 of 50."""
+    file = tmp_path / "1/vis_data/scalars.json"
+    write_lines(file, {"loss": 3.0, "step": 45}, {"coco/bbox_mAP": 0.5, "step": step})
+    assert [at for at, _ in _mmdet_points([tmp_path / "1"], length=10)] == [45, 50]
 
 
 def test_a_test_alone(tmp_path):
