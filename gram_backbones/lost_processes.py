@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import multiprocessing
-import multiprocessing.util
 import os
 import re
 import signal
@@ -187,23 +185,17 @@ def guard_loader(loader: DataLoader, seconds: int = LOADER_TIMEOUT) -> DataLoade
         if hasattr(signal, "SIGCHLD") and not loader.timeout:
             loader.timeout = seconds
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-        _end_workers_at_exit(os.getpid())
     return loader
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
     if parent := multiprocessing.parent_process():
+        if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in all threads
+            threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    # torchrun and schedulers send it to workers too, but the rank has to finish its iteration.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if start:
         start(number)
-
-
-@functools.cache
-def _end_workers_at_exit(pid: int) -> None:
-    # Python itself sends them SIGTERM, and waits.
-    multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
 
 
 def _end_with(parent: BaseProcess) -> None:
@@ -211,6 +203,13 @@ def _end_with(parent: BaseProcess) -> None:
     # which takes seconds where they are spawned, or while a batch fills the pipe to it.
     parent.join()
     os._exit(1)
+
+
+def _obey(parent: int | None) -> None:
+    # torchrun and schedulers send SIGTERM to workers too, but the rank has to finish its iteration.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def end_with_launcher() -> None:

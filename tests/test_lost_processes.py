@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
@@ -91,24 +89,20 @@ def test_watching_workers_does_not_hide_a_death_from_torch():
         next(batches)
 
 
-@needs_signals
-def test_a_worker_goes_on_after_sigterm():
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="senders are unknown here")
+def test_a_worker_goes_on_after_another_s_sigterm():
     """Bug: torchrun sends it to workers too, so that a rank ended without its checkpoint."""
     assert [int(batch) for batch in fork(Numbers(signal.SIGTERM))] == [0, 1, 2, 3]
 
 
-AT_THE_END = """
-from torch.utils.data import DataLoader
-from gram_backbones.lost_processes import guard_loader
-
-batches = iter(guard_loader(DataLoader(range(9), num_workers=2)))
-next(batches)
-"""
-
-
-@needs_signals
-def test_workers_do_not_outlast_their_process():
-    subprocess.run([sys.executable, "-c", AT_THE_END], check=True, timeout=60)
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="senders are unknown here")
+def test_a_worker_ends_when_its_parent_asks():
+    batches = iter(fork(Numbers(signal.SIGCONT)))
+    next(batches)
+    (worker,) = batches._workers
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 class Large(Dataset):
