@@ -62,6 +62,10 @@ def naming_lost_processes(seconds: int = LOADER_TIMEOUT) -> Iterator[None]:
             yield
     except LostProcessError:
         raise
+    except (ConnectionError, EOFError) as error:  # torch's own may have come amid a log's line
+        if watch.said:
+            raise LostProcessError(watch.said) from error
+        raise
     except RuntimeError as error:
         said = " ".join(str(error).split()).rstrip(".")
         if said.startswith("DataLoader "):

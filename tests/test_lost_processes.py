@@ -76,6 +76,14 @@ def test_a_worker_that_stops_with_half_a_batch_is_named_and_ended():
     assert not multiprocessing.active_children()
 
 
+def test_a_stopped_worker_is_named_where_torch_s_error_was_lost(monkeypatch):
+    """Bug: raised by a signal while Detectron2 logged a broken connection, it went to stderr."""
+    watch = lambda self: setattr(self, "said", "DataLoader worker (pid 7) was stopped")  # noqa: E731
+    monkeypatch.setattr(lost_processes._StoppedWorkers, "_watch", watch)
+    with pytest.raises(LostProcessError, match="pid 7"), naming_lost_processes():
+        raise ConnectionResetError("reset by peer")
+
+
 @needs_signals
 def test_watching_workers_does_not_hide_a_death_from_torch():
     """It must not collect them: torch would then wait as long as it waits for a batch."""
