@@ -55,8 +55,8 @@ check_environment() {
     found=$("$python" -c "$query" 2>/dev/null) || return 0
     wanted=${TORCH:-$(sed -n 's/^torch==//p' tools/requirements.txt)}
     wanted=${wanted%%+*}
-    case $found. in
-        "$wanted".*) ;;
+    case $found in
+        "$wanted" | "$wanted.0") ;;  # pip takes 2.6 for 2.6.0
         *) fail "$venv has torch $found, not $wanted. Remove it, or name another: VENV=folder" ;;
     esac
 }
