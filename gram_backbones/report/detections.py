@@ -186,7 +186,7 @@ def _check_categories(found: dict[str, list[dict[str, Any]]], known: Iterable[in
     unknown = {item["category_id"] for items in found.values() for item in items} - {*known}
     if unknown:
         raise EvaluationError(
-            f"the predictions have the category id {min(unknown)}, the annotations have not"
+            f"the predictions have category id {min(unknown)}, which the annotations lack"
         )
 
 

@@ -93,7 +93,7 @@ def test_boxes_and_masks_in_two_files(data, tmp_path):
         ),
         (
             '[{"image_id": 1, "category_id": 99, "bbox": [0, 0, 9, 9], "score": 1}]',
-            "the predictions have the category id 99, the annotations have not",
+            "the predictions have category id 99, which the annotations lack",
         ),
     ],
 )
