@@ -22,10 +22,7 @@ bash tools/setup.sh
 bin=${VENV:-.venv}/bin
 if [ "$reliability" ]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    for check in tests/reliability/check_*.py; do
-        "$bin/python" -m "tests.reliability.$(basename "$check" .py)" "${args[@]}"
-    done
-    exit
+    exec "$bin/python" -m tests.reliability "${args[@]}"
 fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
