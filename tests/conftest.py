@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import re
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(items):
             begun.add(grid)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

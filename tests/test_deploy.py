@@ -34,6 +34,7 @@ def test_a_deployed_network_computes_the_same(name):
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18", "dgnet_mobilenet_v2"))
 @pytest.mark.parametrize("norm", ("FrozenBN", "GN"))
 def test_features_under_other_norms(name, norm):
@@ -45,6 +46,7 @@ def test_features_under_other_norms(name, norm):
     assert any(type(m) is FusedConv for m in fast.modules()) is (norm == "FrozenBN")
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18", "dgnet_regnety_600m"))
 def test_every_way_of_computing_agrees(name):

@@ -68,6 +68,7 @@ def test_inference_computes_the_same(name, norm, monkeypatch):
     assert set(calls) == {conv for n, conv in convs.items() if ".se." not in n}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18", "dgnet_regnety_600m"))
 @pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 1e-5), (torch.float64, 1e-10)))
 def test_gradients_with_frozen_norms_are_the_same(name, dtype, tolerance):

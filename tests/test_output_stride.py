@@ -32,6 +32,7 @@ def test_every_other_pixel_is_the_strided_network_s(name, output_stride):
     assert model.size_divisibility == output_stride
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18", "dgnet_regnety_600m"))
 def test_it_trains_and_deploys(name):
     model = filled(create_model(name, features_only=True, output_stride=8))

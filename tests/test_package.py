@@ -104,6 +104,7 @@ check()
     assert Path(run_without_frameworks(code, installed, tmp_path).strip()).is_relative_to(installed)
 
 
+@pytest.mark.slow
 def test_list_weights_prints_a_table_without_a_framework(installed, tmp_path):
     told = run_without_frameworks("run('list-weights'); check()", installed, tmp_path)
     head, *rows = told.splitlines()

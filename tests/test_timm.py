@@ -189,6 +189,7 @@ def test_group_order_follows_the_blocks():
 # Arguments
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("indices", ((1, 2), (-4, 0), 2, (3, 1)))
 def test_out_indices_as_timm_counts_them(name, indices):
@@ -247,6 +248,7 @@ def test_another_number_of_channels(name):
     assert conv.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", SMALL)
 def test_classifiers_are_replaced(name):
     x = image()

@@ -162,6 +162,7 @@ def test_our_start_is_kept(built):
     assert not [n for n, value in own.items() if not torch.equal(value, start[n])]
 
 
+@pytest.mark.grid
 def test_outputs_depend_on_the_image(built):
     model, head, _ = built
     model, x = randomised(copy.deepcopy(model)), images()
@@ -172,6 +173,7 @@ def test_outputs_depend_on_the_image(built):
         assert not torch.equal(value[0], value[1]), key
 
 
+@pytest.mark.grid
 def test_gradients_reach_every_parameter(built):
     model, head, _ = built
     model = randomised(copy.deepcopy(model)).train()
@@ -184,6 +186,7 @@ def test_gradients_reach_every_parameter(built):
     assert not [n for n, grad in grads.items() if grad is None or not grad.abs().sum() > 0]
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 def test_saved_models_load_with_the_same_outputs(built, tmp_path):
     model, head, _ = built

@@ -67,8 +67,11 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
     found = dict.fromkeys(found)
     best: tuple[str, str, dict[str, str]] = ("own", "", {})
     for naming, rename in variant.namings.items():
+        renamed = {rename(mine): mine for mine in ours}
         for prefix in PREFIXES:
-            names = {name: mine for mine in ours if (name := prefix + rename(mine)) in found}
+            names = {
+                name: mine for new, mine in renamed.items() if (name := prefix + new) in found
+            }
             if prefix.endswith("backbone."):
                 root = prefix.removesuffix("backbone.")
                 names |= {

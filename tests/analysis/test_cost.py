@@ -24,6 +24,7 @@ from gram_backbones.registry import build_model, list_models
 COUNTS = ("parameters", "trainable", "conv_flops", "flops", "activations", "saved")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("by", PARTS)
 @pytest.mark.parametrize(
     "name", (pytest.param("aognet_4m", marks=pytest.mark.slow), "dgnet_mobilenet_v2")

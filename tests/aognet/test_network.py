@@ -119,6 +119,7 @@ def test_the_table_covers_all_variants():
     )
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_gets_a_gradient(name):
     model = randomise_norms(create_model(name, num_classes=5))
@@ -483,6 +484,7 @@ def test_fixed_parts_are_frozen_parameters_and_statistics(norm, fixed):
     assert has_fixed_parts(nn.Sequential(nn.Conv2d(3, 4, 1), norm)) is fixed
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("options", ({"num_classes": 3}, {"features_only": True}))
 def test_a_symbolic_trace_computes_the_same(options):

@@ -53,6 +53,7 @@ def evidence(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_every_row_is_run_once_and_builds(evidence, tmp_path):
     started, done = evidence("cifar", "out")
     assert done.returncode == 0 and len(started) == 2 * 12

@@ -50,6 +50,7 @@ def test_a_picture_that_cannot_be_read_ends_in_one_sentence(
     assert f"cannot read picture {picture}: " in refused(tool, monkeypatch, *run)
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_read_leaves_the_epochs_before(few, tmp_path, monkeypatch):
     root = shutil.copytree(few, tmp_path / "data")
     run = trainer(root, tmp_path / "out", tiny_recipe())

@@ -151,6 +151,7 @@ def test_images_are_resized_cropped_and_left_in_0_1(folder):
     assert open_image_folder(folder).transform.transforms[0].size == 256
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18"))
 def test_the_tool_prints_a_row_per_epsilon(name, folder, tmp_path, monkeypatch, capsys):

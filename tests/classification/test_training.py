@@ -30,6 +30,7 @@ def shapes(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("shapes"), 48, 16)
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_shapes_and_the_files_say_so(shapes, tmp_path):
     recipe = tiny_recipe(epochs=4, dropout=0.0, ema_decay=0.9)
     history = trainer(shapes, tmp_path, recipe).run()
@@ -69,6 +70,7 @@ def test_the_meta_of_a_checkpoint_is_plain_strings(few, tmp_path):
     assert {key: meta[key] for key in wanted} == wanted
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("better", ("network", "moving average"))
 def test_the_better_of_network_and_average_is_what_a_detector_gets(
     better, few, tmp_path, monkeypatch

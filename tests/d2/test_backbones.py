@@ -116,6 +116,7 @@ def test_the_set_of_configs():
     assert wanted <= set(LEAVES)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", LEAVES)
 def test_configs_build_and_say_what_their_name_says(name):
     cfg = gram.get_config(name)

@@ -49,6 +49,7 @@ def test_a_deployed_detector_finds_the_same(name):
     assert last is None or any(type(m) is FusedConv for m in last.modules())
 
 
+@pytest.mark.slow
 def test_the_switch_reaches_predictor_and_evaluation(tmp_path):
     cfg = small_config("mask_rcnn_aognet12m_fpn_1x")
     model = build_model(cfg)

@@ -72,6 +72,7 @@ def test_the_cifar_network_is_a_backbone_of_three_stages():
         build_model(cfg)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "cifar" not in name])
 def test_every_variant_builds_a_pyramid_and_a_c4_head(variant):
     cfg = small_config(HEADS[0])
@@ -127,6 +128,7 @@ def test_the_meta_architecture_takes_other_backbones_too():
         assert build_model(cfg).eval()([sample()])
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", (HEADS[0], HEADS[2]))
 def test_a_torchvision_checkpoint_starts_the_detector(name, tmp_path, caplog):

@@ -143,6 +143,7 @@ def test_class_names_of_a_checkpoint_must_be_the_data_s(cfg, tmp_path):
         gram.GramCheckpointer(model, heads="exact", classes=CLASSES).load(four)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("where", ("config", "checkpoint"))
 def test_a_predictor_knows_the_class_names_without_the_data(cfg, data, tmp_path, where):
     cfg.MODEL.WEIGHTS = save(build_model(cfg), tmp_path, CLASSES if where == "checkpoint" else [])

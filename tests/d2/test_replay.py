@@ -45,6 +45,7 @@ def test_a_resumed_sampler_goes_on_with_the_same_batches(batches, batch_size):
     assert plain == list(enumerate(stream))[batches * batch_size :]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("grouping", (True, False))
 @pytest.mark.parametrize("workers", (0, 2))
 def test_batches_do_not_depend_on_loader_workers(workers, grouping, cfg):

@@ -91,6 +91,7 @@ def traced_detector(name):
     return lambda item: adapter.outputs_schema(traced(item["image"]))
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_traced_detector_finds_the_same_as_in_eager_mode(name):

@@ -416,6 +416,7 @@ def test_no_threshold_makes_the_output_zero(tau, mode):
         assert feature.flatten(1).any(1).all()
 
 
+@pytest.mark.grid
 @MODES
 @pytest.mark.parametrize("sizes", ([(0, 0)] * 3, [(0, 0), (64, 64), (0, 30)]))
 def test_an_image_without_valid_part_gives_finite_features(sizes, mode):

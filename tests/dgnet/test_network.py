@@ -70,6 +70,7 @@ def test_the_table_covers_all_variants():
     assert set(TABLE) == set(VARIANTS) == set(list_models("dgnet_*"))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", TABLE)
 def test_parameters_and_flops(name):
     with torch.device("meta"):
@@ -83,6 +84,7 @@ def test_parameters_and_flops(name):
         assert 0 <= growth < 0.01
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "millions"), (("dgnet_r18", 12.8), ("dgnet_r50", 38.5), ("dgnet_x50", 77.1))
 )
@@ -92,6 +94,7 @@ def test_a_projected_first_stage_has_table_1_s_flops(name, millions):
     assert more / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("edges", ("dynamic", "chain"))
 @pytest.mark.parametrize("name", ("dgnet_r18", "dgnet_r50"))
 def test_a_projected_first_stage_learns_whole(name, edges):
@@ -126,6 +129,7 @@ def test_the_cifar_network_is_resnet_20():
     assert not shortcut[:, :8].any() and not shortcut[:, 24:].any()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", TABLE)
 def test_the_chain_is_the_base_network(name):
     """Any torchvision checkpoint fits by name; with the chain alone the features are the base's."""
@@ -208,6 +212,7 @@ _REAL += [(name, edges, 2) for name in ("dgnet_mobilenet_v2", "dgnet_r18") for e
 _CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in _REAL]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("name", "edges", "batch"), _CASES)
 def test_every_parameter_has_a_gradient(name, edges, batch):
     """At once a gradient; within three steps from random BN scales a non-zero one."""

@@ -74,6 +74,7 @@ def test_an_exported_network_decides_its_edges_anew(kind, grad):
     check_follows_the_edges(exported, model, images)
 
 
+@pytest.mark.slow
 def test_an_exported_network_takes_any_batch():
     model, images = small_network()
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
@@ -141,6 +142,7 @@ def test_a_compiled_classifier_is_one_graph():
     check_follows_the_edges(compiled, model, images)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
 def test_a_compiled_network_trains_as_one_graph(backend):
@@ -239,6 +241,7 @@ def test_shapes_come_without_memory(place, training, grad):
                 assert feature.shape == (2, model.feature_channels[name], side, side), kind
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("set_default", (False, True), ids=("context", "set_default_device"))
 @pytest.mark.parametrize("mode", ("no_grad", "grad", "train"))
 def test_a_model_may_live_elsewhere_than_new_tensors(mode, set_default):

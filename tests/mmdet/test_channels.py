@@ -35,6 +35,7 @@ def asked(value):
     return [asked(item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", CONFIGS)
 def test_auto_gives_what_the_configs_give_by_hand(name):
     model = Config.fromfile(FOLDER / name).model.to_dict()

@@ -11,6 +11,7 @@ from gram_backbones.config_folders import find_config
 from gram_backbones.mmdet.checks import check_changes, check_values
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     (

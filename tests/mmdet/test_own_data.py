@@ -59,6 +59,7 @@ def load(name, tmp_path):
     return cfg
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "heads"),
     (

@@ -141,6 +141,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(loop, workers, batches, 
     assert_same_end(resumed, end)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_number_of_loader_workers_does_not_matter(loop, tmp_path):
     ends = [train(tmp_path / str(workers), loop, workers) for workers in (0, SEVERAL)]
@@ -197,6 +198,7 @@ def test_a_loader_that_is_no_config_is_left_alone_and_told(tmp_path, monkeypatch
     assert "train_dataloader is not a config" in lines[-1]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("workers", (0, SEVERAL))
 def test_hooks_reach_the_data_set_itself(workers, tmp_path):
     """mmdet's hook replaces the pipeline, and the workers with it."""

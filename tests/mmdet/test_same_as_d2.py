@@ -69,6 +69,7 @@ def test_features_are_equal_bit_for_bit(name, config, tmp_path):
     assert names == set(first.state_dict())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), ((torch.float32, 1e-5), (torch.float64, 1e-10)), ids=str
 )

@@ -138,6 +138,7 @@ def runner_of(model, folder, kind=GramRunner, **kwargs):
     return kind(model, work_dir=str(folder), **options, **kwargs)
 
 
+@pytest.mark.slow
 def test_an_averaging_hook_evaluates_what_was_loaded(tmp_path):
     source = settled(Small())
     torch.save({"state_dict": source.state_dict()}, tmp_path / "trained.pth")

@@ -125,6 +125,7 @@ def same(model, source):
     return all(torch.equal(value, own[name]) for name, value in source.state_dict().items())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("kind", PACKED)
 def test_a_tag_downloads_once_and_keeps_a_checked_file_with_its_record(kind, server, caplog):
     server.content = PACKED[kind](server.file)
@@ -195,6 +196,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, monkeypatch):
     assert 0 < continued <= stop
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("pack", "says"),
     (
@@ -235,6 +237,7 @@ def test_a_conversion_takes_the_tag_too(server, tmp_path):
     assert len(found.values) == found.wanted
 
 
+@pytest.mark.slow
 def test_timm_takes_the_tag_too(server, monkeypatch):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     import gram_backbones.timm  # noqa: F401 (registers)
