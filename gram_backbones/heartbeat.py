@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -45,7 +45,8 @@ def heartbeat(what: str, *loggers: logging.Logger, seconds: float = SECONDS) -> 
     def speak() -> None:
         while not over.wait(seconds / 10):
             if (now := time.monotonic()) - last.time >= seconds:
-                loggers[0].info("%s goes on, after %d s", what, now - start)
+                with suppress(OSError):  # of a full disk, which the run itself meets and names
+                    loggers[0].info("%s goes on, after %d s", what, now - start)
                 last.time = now  # also where the logger's level hides the line
 
     for logger in loggers:

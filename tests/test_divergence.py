@@ -2,6 +2,7 @@
 
 import logging
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -80,6 +81,20 @@ def test_a_line_comes_where_there_is_silence_only(caplog):
     lines = [record.message for record in caplog.records if "goes on" in record.message]
     assert 1 <= len(lines) <= 3 and lines[0] == "The evaluation goes on, after 0 s"
     assert not log.handlers
+
+
+def test_a_line_that_cannot_be_written_does_not_end_the_next(caplog):
+    """Bug: on a full disk the thread ended with a trace, next to the run's own sentence."""
+    log, handler = logging.getLogger("gram_backbones.test"), logging.NullHandler()
+    handler.handle = Mock(side_effect=OSError("full"))
+    log.addHandler(handler)
+    log.setLevel("INFO")
+    try:
+        with heartbeat("The evaluation", log, seconds=0.1):
+            time.sleep(0.5)
+    finally:
+        log.removeHandler(handler)
+    assert handler.handle.call_count > 1
 
 
 def test_without_a_terminal_a_loop_says_how_far_it_is(monkeypatch, capsys):

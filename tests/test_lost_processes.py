@@ -43,8 +43,8 @@ def signal_blocked(number):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 
 
-def fork(data):
-    return guard_loader(DataLoader(data, num_workers=1, multiprocessing_context="fork"), 1)
+def fork(data, workers=1):
+    return guard_loader(DataLoader(data, num_workers=workers, multiprocessing_context="fork"), 1)
 
 
 @needs_signals
@@ -151,6 +151,47 @@ def test_a_worker_whose_parent_is_killed_does_not_stay(seconds):
         while lost_processes._state(pid) not in ("dead", "state unknown"):
             assert time.monotonic() < end
             time.sleep(0.05)
+
+
+class Stopping(Dataset):
+    """Items that say which process reads them; the last one stops that process."""
+
+    def __init__(self, pids):
+        self.pids = pids
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        self.pids.send((index, os.getpid()))
+        if index:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)
+
+
+def start_two_and_be_killed(pids):
+    batches = iter(fork(Stopping(pids), 2))
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+    del batches
+
+
+@needs_signals
+def test_a_stopped_worker_does_not_keep_those_before_it():
+    """Bug: it held open what told them of their parent's death."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe()
+    process = context.Process(target=start_two_and_be_killed, args=(writer,))
+    process.start()
+    process.join()
+    (_, first), (_, second) = sorted(reader.recv() for _ in range(2))
+    try:
+        end = time.monotonic() + 15
+        while lost_processes._state(first) not in ("dead", "state unknown"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        os.kill(second, signal.SIGKILL)
 
 
 def test_a_process_whose_launcher_died_while_it_started_ends(monkeypatch):

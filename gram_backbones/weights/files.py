@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
-from .pickled import STARTS, read_pickled, read_trusted
+from .pickled import STARTS, is_file, read_pickled, read_trusted
 from .pickles import WeightError, opaque_names
 
 
@@ -217,7 +217,7 @@ def fetch_file(source: str | Path) -> Path:
         source = _torchvision_address(str(source).removeprefix("torchvision://"))
     if "://" not in str(source):
         path = os.path.expanduser(source)
-        if not os.path.isfile(path):  # also False if access is denied
+        if not is_file(path):
             raise FileNotFoundError(f"there is no weight file {path}")
         return Path(path)
     wanted, path = _hash_of(str(source)), cached_file(str(source))

@@ -69,9 +69,7 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
     for naming, rename in variant.namings.items():
         renamed = {rename(mine): mine for mine in ours}
         for prefix in PREFIXES:
-            names = {
-                name: mine for new, mine in renamed.items() if (name := prefix + new) in found
-            }
+            names = {name: mine for new, mine in renamed.items() if (name := prefix + new) in found}
             if prefix.endswith("backbone."):
                 root = prefix.removesuffix("backbone.")
                 names |= {

@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import io
 import mmap
+import os
 import pickle
+import stat
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -76,6 +78,16 @@ def _raise_if_of_the_machine(error: Exception) -> None:
         raise MemoryError(str(error)) from error
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file; raises OSError where that is not known, as on a disk that fails."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return False
+        raise
+
+
 def read_trusted(path: Path) -> Any:
     """The content of a file, which may run arbitrary code."""
     with path.open("rb") as file:
@@ -117,7 +129,7 @@ def read_checkpoint(
         {'iteration': 7, 'w': tensor([1., 1.])}
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         content = read_trusted(path) if trust else read_pickled(path, finishers)

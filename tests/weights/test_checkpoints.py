@@ -19,7 +19,7 @@ from gram_backbones.weights.checkpoints import (
     save_checkpoint,
     write_content,
 )
-from gram_backbones.weights.files import WeightError
+from gram_backbones.weights.files import WeightError, fetch_file
 from gram_backbones.weights.pickled import read_checkpoint
 from gram_backbones.weights.pickles import DamagedError
 from tests.weights.fuzz import flip
@@ -172,6 +172,17 @@ def test_a_checkpoint_that_cannot_be_read_here_is_not_passed_over(tmp_path, monk
     monkeypatch.setattr(pickled, "read_pickled", Mock(side_effect=denied))
     with pytest.raises(PermissionError):
         resume(tmp_path)
+
+
+@pytest.mark.parametrize("number", (errno.EIO, errno.ESTALE, errno.EACCES))
+def test_a_file_that_may_be_there_is_not_missing(number, tmp_path, monkeypatch):
+    """Bug: where a server did not answer, a run went on from the checkpoint before."""
+    write(tmp_path, 1, 2)
+    monkeypatch.setattr(pickled.os, "stat", Mock(side_effect=OSError(number, os.strerror(number))))
+    for read in (read_checkpoint, fetch_file):
+        with pytest.raises(OSError) as caught:
+            read(tmp_path / "2.pth")
+        assert caught.value.errno == number
 
 
 def test_full_memory_in_torch_s_words_is_no_damage(tmp_path, monkeypatch):
