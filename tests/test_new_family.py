@@ -199,6 +199,7 @@ def register_with_timm_and_run():
     assert timm.create_model("toy", num_classes=5)(torch.randn(1, 3, 64, 64)).shape == (1, 5)
 
 
+@pytest.mark.slow
 def test_timm_takes_it():
     """In a process of its own: timm does not forget a model."""
     pytest.importorskip("timm", reason="timm is not installed")

@@ -114,6 +114,7 @@ def test_list_weights_prints_a_table_without_a_framework(installed, tmp_path):
     assert "78.37" in row and "research only" in row and "47 MB" in row
 
 
+@pytest.mark.slow
 def test_env_prints_versions_without_a_framework(installed, tmp_path):
     told = run_without_frameworks("run('env'); check()", installed, tmp_path)
     assert told.startswith(f"gram_backbones {gram_backbones.__version__}\n")

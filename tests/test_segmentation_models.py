@@ -60,6 +60,7 @@ def test_masks_have_the_image_s_size_and_a_step_of_the_encoder_alone_learns(deco
         assert nn.functional.cross_entropy(model(x), target) < loss
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", NAMES)
 def test_encoder_gives_the_image_and_the_core_s_features(name):
     plain = randomised(create_model(name, features_only=True)).eval()

@@ -126,6 +126,7 @@ def test_features_are_the_core_s_under_its_names(pair, monkeypatch):
     assert strides == ([1, 1, 2, 4] if "cifar" in name else [2, 4, 8, 16, 32])
 
 
+@pytest.mark.grid
 def test_default_cfg_describes_the_network(pair):
     plain, model, name = pair
     cfg = model.pretrained_cfg
@@ -288,6 +289,7 @@ def test_features_train_without_aognet_s_dropout_unless_asked():
         assert {op.dropout for op in model.res4.blocks[0].ops} == {rate}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "arguments"), (("aognet_4m", dict(dropout=0.0)), ("dgnet_r18", {}))
 )
@@ -359,6 +361,7 @@ def from_file(name, path, **kwargs):
     )
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_mobilenet_v2"))
 def test_a_file_of_one_s_own_fills_the_model(name, tmp_path):
     state = randomised(create_model(name)).state_dict()
@@ -416,6 +419,7 @@ def test_files_that_do_not_fit_stop(arguments, tmp_path, monkeypatch):
 # Programs
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_of_training_moves_every_parameter(name):
     model = randomised(timm.create_model(name, num_classes=3))
@@ -429,6 +433,7 @@ def test_a_step_of_training_moves_every_parameter(name):
     assert not still
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18"))
 def test_models_are_copied_and_saved_whole(name, tmp_path):
     model = timm.create_model(name, features_only=True, out_indices=(1, 3)).eval()

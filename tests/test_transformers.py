@@ -198,6 +198,7 @@ def test_saved_models_load_with_the_same_outputs(built, tmp_path):
         assert torch.equal(out[key], value), key
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", NAMES)
 def test_load_weights_fills_the_network_in_detr(name):
     # The others hold a TimmBackbone, see test_features_are_the_core_s.

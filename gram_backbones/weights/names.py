@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..staged import Variant
 
@@ -42,8 +43,17 @@ def meta_tensors(variant: Variant) -> Mapping[str, Tensor]:
         return _tensors(variant)
 
 
+class _Unfilled(TorchFunctionMode):
+    """A context in which no random numbers are drawn: without memory, that is the slowest part."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _tensors(variant: Variant) -> Mapping[str, Tensor]:
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return variant.build(num_classes=1000).state_dict()
 
 

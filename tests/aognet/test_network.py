@@ -262,6 +262,7 @@ def test_zero_scale_initialisation():
     assert all(b.all() for n, b in frozen.named_buffers() if n.endswith("1.weight"))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("dropout", (0.0, 0.5))
 def test_checkpointing_gives_identical_gradients_and_buffers(dropout):
     plain = randomise_norms(AOGNet(TINY_PAPER, dropout=dropout))
@@ -397,6 +398,7 @@ def test_norms(norm):
     assert model.eval()(images())["res5"].isfinite().all()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("frozen", (-1, 0, 1, 3))
 def test_frozen_stages_stay_as_they_are(frozen):
     model = AOGNet(TINY, frozen_stages=frozen)

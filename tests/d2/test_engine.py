@@ -109,6 +109,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(cfg, tmp_path, monkeypat
     assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("takes_start", (False, True))
 def test_a_resumed_run_keeps_an_overridden_loader(cfg, caplog, takes_start):
     caplog.set_level("INFO")  # a trainer sets up its own logger where nobody has

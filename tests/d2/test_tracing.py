@@ -113,6 +113,7 @@ def test_a_traced_detector_takes_other_image_sizes(name):
             check_same_detections(run(item)[0], detect(model, item)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detectron2_counts_operators(name):

@@ -94,6 +94,7 @@ def test_an_empty_batch_is_not_the_first():
     assert len(lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("how", ("export", "compile", "jit", "deepcopy", "pickle"))
 def test_a_report_that_waits_is_in_nobody_s_way(how):

@@ -30,6 +30,7 @@ def test_rewire_refuses_what_it_cannot_compute_and_says_why(build, stages, size,
     assert list(network.state_dict()) == before
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("build", "stage"),
     (

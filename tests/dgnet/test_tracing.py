@@ -83,6 +83,7 @@ def test_an_exported_network_takes_any_batch():
     check_follows_the_edges(exported, model, [torch.cat(images), *images])
 
 
+@pytest.mark.slow
 def test_an_exported_classifier_decides_its_edges_anew():
     model, images = small_network(num_classes=5)
     check_follows_the_edges(torch.export.export(model, (images[0],)).module(), model, images)
@@ -124,6 +125,7 @@ def test_make_fx_decides_the_edges_anew(pre_dispatch, grad):
     check_follows_the_edges(traced, model, images)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
 @TWO_KINDS
@@ -213,6 +215,7 @@ def run_under_another_device(model, image):
         model(image)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("before", (export, run_on_fake_tensors, run_under_another_device))
 def test_no_earlier_pass_reaches_later_inference(before):
     """Whatever memory the earlier pass allocates, of a larger image, the later one has its own."""
