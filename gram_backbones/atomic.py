@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,3 +66,15 @@ def flush(path: Path) -> None:
     """Wait until a file is on the disk."""
     with path.open("r+b") as file:  # Windows flushes only what is open for writing
         os.fsync(file.fileno())
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file; raises OSError where that is not known, as on a disk that fails."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return False
+        raise
+    except ValueError:  # a zero byte in the name
+        return False

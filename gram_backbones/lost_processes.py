@@ -206,20 +206,10 @@ def _end_with(parent: BaseProcess) -> None:
     # Torch's workers look for their parent too, but stay for ever if it died before they began,
     # which takes seconds where they are spawned, or while a batch fills the pipe to it. Joining
     # alone may fail too: a forked worker, even if stopped, holds open what tells those before it.
-    while parent.is_alive() and _is_there(parent.pid):
+    is_child = os.getppid() == parent.pid  # not of a fork server
+    while parent.is_alive() and (not is_child or os.getppid() == parent.pid):
         parent.join(5)
     os._exit(1)
-
-
-def _is_there(pid: int | None) -> bool:
-    if os.name == "posix" and pid:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-    return True
 
 
 def _obey(parent: int | None) -> None:

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
         grid = (item.path, getattr(item, "originalname", None))
         if LARGE.search(item.name) or grid in begun:
             item.add_marker(pytest.mark.slow)
-        elif item.get_closest_marker("grid"):
+        elif item.get_closest_marker("grid") and not item.get_closest_marker("slow"):
             begun.add(grid)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

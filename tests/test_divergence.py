@@ -88,9 +88,8 @@ def test_a_line_that_cannot_be_written_does_not_end_the_next(caplog):
     log, handler = logging.getLogger("gram_backbones.test"), logging.NullHandler()
     handler.handle = Mock(side_effect=OSError("full"))
     log.addHandler(handler)
-    log.setLevel("INFO")
     try:
-        with heartbeat("The evaluation", log, seconds=0.1):
+        with caplog.at_level("INFO", log.name), heartbeat("The evaluation", log, seconds=0.1):
             time.sleep(0.5)
     finally:
         log.removeHandler(handler)

@@ -87,6 +87,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     from ..d2.runs import on_available_device
     from ..data import read_pair
     from ..registry import find_variant
+    from ..weights.checkpoints import SavedCheckpoints
     from ..weights.published import fetch_weights
     from ..weights.records import is_published
 
@@ -106,7 +107,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     elif args.val:
         raise ValueError("--val is for --dataset or --eval-only, and neither is given")
     names = list(cfg.DATASETS.TEST)
-    resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    resumes = args.resume and SavedCheckpoints(cfg.OUTPUT_DIR).noted
     if args.eval_only and not resumes and not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "--eval-only needs a trained model: append, for instance, MODEL.WEIGHTS model_final.pth"

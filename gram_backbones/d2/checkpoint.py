@@ -100,6 +100,10 @@ class GramCheckpointer(DetectionCheckpointer):
         save_checkpoint(content, file, self.saved.last)
         self.saved.add(file.name)
 
+    def has_checkpoint(self) -> bool:
+        """Whether a last checkpoint was noted; raises OSError where the disk does not tell."""
+        return self.saved.noted
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last checkpoint, or load ``path``."""
         if not (resume and self.has_checkpoint()):

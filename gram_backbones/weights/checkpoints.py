@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..atomic import replacing
+from ..atomic import is_file, replacing
 from .pickles import DamagedError
 
 _T = TypeVar("_T")
@@ -206,18 +206,18 @@ class SavedCheckpoints:
     def files(self) -> list[Path]:
         """The last checkpoint and the one before it, as far as they were noted."""
         notes = [self.folder / name for name in (_LAST, _PREVIOUS)]
-        names = [note.read_text().strip() for note in notes if note.is_file()]
+        names = [note.read_text(errors="replace").strip() for note in notes if is_file(note)]
         return [self._find(name) for name in names if name]
 
     def _find(self, name: str) -> Path:
         # MMEngine notes a path, which is wrong once the folder was moved.
         beside = self.place / Path(name).name
-        return beside if beside.is_file() or beside.name == name else Path(name)
+        return beside if is_file(beside) or beside.name == name else Path(name)
 
     @property
     def noted(self) -> bool:
         """Whether a last checkpoint was noted."""
-        return (self.folder / _LAST).is_file()
+        return is_file(self.folder / _LAST)
 
     @property
     def last(self) -> Path | None:
@@ -225,7 +225,7 @@ class SavedCheckpoints:
         if not self.own:
             return None
         files = (self._find(self.own), *self.files())  # the first process may still be writing
-        return next((file for file in files if file.is_file()), None)
+        return next((file for file in files if is_file(file)), None)
 
     def add(self, name: str) -> None:
         """Note a checkpoint that was written, and the one before it."""

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
-from .pickled import STARTS, is_file, read_pickled, read_trusted
+from .pickled import STARTS, is_of_the_machine, read_pickled, read_trusted
 from .pickles import WeightError, opaque_names
 
 
@@ -101,7 +101,10 @@ def read_weight_file(source: str | Path, *, allow_pickle: bool = False) -> Weigh
     except WeightError as error:
         raise WeightError(f"cannot read {source}: {error}") from error
     except Exception as error:  # parsers of damaged files raise whatever they stumble over
-        raise WeightError(f"cannot read {source}: it is damaged or not a weight file") from error
+        reason = "it is damaged or not a weight file"
+        if isinstance(error, OSError) and is_of_the_machine(error):
+            reason = str(error.strerror)
+        raise WeightError(f"cannot read {source}: {reason}") from error
     if not tensors:
         raise WeightError(f"{source} holds no tensors by name")
     return WeightFile(str(source), tensors, record)
@@ -217,7 +220,7 @@ def fetch_file(source: str | Path) -> Path:
         source = _torchvision_address(str(source).removeprefix("torchvision://"))
     if "://" not in str(source):
         path = os.path.expanduser(source)
-        if not is_file(path):
+        if not os.path.isfile(path):  # also False if access is denied
             raise FileNotFoundError(f"there is no weight file {path}")
         return Path(path)
     wanted, path = _hash_of(str(source)), cached_file(str(source))

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from ..staged import Variant
@@ -44,11 +45,13 @@ def meta_tensors(variant: Variant) -> Mapping[str, Tensor]:
 
 
 class _Unfilled(TorchFunctionMode):
-    """A context in which no random numbers are drawn: without memory, that is the slowest part."""
+    """A context in which no random numbers are drawn, the slowest part on the meta device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (Tensor.normal_, Tensor.uniform_):
             return args[0]
+        if func in (init.normal_, init.uniform_, init.kaiming_uniform_):
+            return (kwargs or {}).get("tensor", *args[:1])
         return func(*args, **(kwargs or {}))
 
 

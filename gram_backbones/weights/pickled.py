@@ -8,9 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import mmap
-import os
 import pickle
-import stat
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from ..atomic import is_file
 from .pickles import DamagedError, Finisher, WeightError, load_pickle, opaque_names
 
 _ZIP = b"PK\x03\x04"
@@ -69,8 +68,7 @@ def check_sums(path: str | Path) -> None:
 
 def _raise_if_of_the_machine(error: Exception) -> None:
     """Raise what says nothing about the file: no permission, a disk that fails, full memory."""
-    # Seeking to a place before the file's beginning, as a damaged archive asks, is "invalid".
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+    if isinstance(error, OSError) and is_of_the_machine(error):
         raise error
     if isinstance(error, MemoryError):
         raise error
@@ -78,14 +76,10 @@ def _raise_if_of_the_machine(error: Exception) -> None:
         raise MemoryError(str(error)) from error
 
 
-def is_file(path: str | Path) -> bool:
-    """Whether there is a file; raises OSError where that is not known, as on a disk that fails."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-            return False
-        raise
+def is_of_the_machine(error: OSError) -> bool:
+    """Whether an error while a file is read says nothing about the file."""
+    # Seeking to a place before the file's beginning, as a damaged archive asks, is "invalid".
+    return error.errno not in (None, errno.EINVAL)
 
 
 def read_trusted(path: Path) -> Any:

@@ -161,7 +161,6 @@ def test_another_seed_is_another_run(cfg, tmp_path):
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-@pytest.mark.grid
 @pytest.mark.parametrize("end", ("gone", "damaged"))
 def test_a_run_killed_before_its_last_file_gets_it_when_it_is_resumed(cfg, tmp_path, end):
     """Bug: with nothing left to train, no ``model_final.pth`` was written."""

@@ -125,7 +125,6 @@ def test_make_fx_decides_the_edges_anew(pre_dispatch, grad):
     check_follows_the_edges(traced, model, images)
 
 
-@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
 @TWO_KINDS

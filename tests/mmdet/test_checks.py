@@ -1,5 +1,7 @@
 """Configs with mistakes in them: an error names the key before anything is built."""
 
+import copy
+
 import pytest
 
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
@@ -11,7 +13,11 @@ from gram_backbones.config_folders import find_config
 from gram_backbones.mmdet.checks import check_changes, check_values
 
 
-@pytest.mark.grid
+@pytest.fixture(scope="module")
+def config():
+    return Config.fromfile(find_config("mask-rcnn_aognet-12m_fpn_1x_coco", ["mmdet"]))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     (
@@ -27,8 +33,8 @@ from gram_backbones.mmdet.checks import check_changes, check_values
         ("model.roi_head.bbox_roi_extractor.featmap_strides", [], "has 0 strides; the neck has 5"),
     ),
 )
-def test_impossible_values_are_named_by_their_keys(key, value, sentence):
-    cfg = Config.fromfile(find_config("mask-rcnn_aognet-12m_fpn_1x_coco", ["mmdet"]))
+def test_impossible_values_are_named_by_their_keys(config, key, value, sentence):
+    cfg = copy.deepcopy(config)
     check_changes(cfg, {"model.neck.in_channels": "auto", "model.neck.out_channels": 128})
     check_changes(cfg, {"val_evaluator.metric": "bbox"})
     check_values(cfg)

@@ -44,7 +44,6 @@ def test_other_pictures_are_named(tmp_path, name):
         sample(tmp_path / name)
 
 
-@pytest.mark.slow
 def test_a_training_can_leave_out_pictures(specs, tmp_path, caplog):  # noqa: F811
     pictures = sorted((tmp_path / "demo/train").glob("*.png"))
     for path in pictures[1:]:

@@ -3,11 +3,13 @@
 Options are passed on to each check. One that fails does not stop the others.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 LONGEST = ("check_long_runs", "check_weight_files", "check_processes")  # these begin first
@@ -18,12 +20,28 @@ def run(check: str, options: list[str], running: list[subprocess.Popen]) -> tupl
     start = time.monotonic()
     command = [sys.executable, "-u", "-m", f"tests.reliability.{check}", *options]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # so that it is ended with all that it has started
     ) as process:
         running.append(process)
         for line in process.stdout:
             print(f"{check}: {line}", end="", flush=True)
     return process.returncode, (time.monotonic() - start) / 60
+
+
+def end(running: list[subprocess.Popen]) -> None:
+    """Interrupt what runs, so that it cleans up, and kill what is left after 20 seconds."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        until = time.monotonic() + 20
+        while any(process.poll() is None for process in running) and time.monotonic() < until:
+            time.sleep(0.1)
 
 
 def main(options: list[str]) -> int:
@@ -39,8 +57,7 @@ def main(options: list[str]) -> int:
             results = {check: future.result() for check, future in futures.items()}
         except BaseException:  # nothing that was started stays
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in running:
-                process.terminate()
+            end(running)
             raise
     for check, (code, minutes) in results.items():
         print(f"{check:22} {minutes:6.1f} min  {f'exit code {code}' if code else 'passed'}")

@@ -80,7 +80,7 @@ def make_inputs(folder: Path, engines: Sequence[str]) -> None:
         config = CONFIG.format(base=base, root=str(folder / "gram_demo"), classes=CLASSES)
         for short, long in (("num_workers=0", "num_workers=1"), ("max_iters=1", "max_iters=9999")):
             config = config.replace(short, long)
-        # A worker that is stopped after its last batch of a pass is not missed.
+        # A worker that is stopped after its last batch of a pass goes unnoticed.
         config += '\ntrain_dataloader["sampler"] = dict(type="InfiniteSampler")\n'
         (folder / "config.py").write_text(config)
 

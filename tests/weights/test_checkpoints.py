@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from gram_backbones import atomic
 from gram_backbones.weights import pickled
 from gram_backbones.weights.checkpoints import (
     SavedCheckpoints,
@@ -19,7 +20,7 @@ from gram_backbones.weights.checkpoints import (
     save_checkpoint,
     write_content,
 )
-from gram_backbones.weights.files import WeightError, fetch_file
+from gram_backbones.weights.files import WeightError
 from gram_backbones.weights.pickled import read_checkpoint
 from gram_backbones.weights.pickles import DamagedError
 from tests.weights.fuzz import flip
@@ -177,12 +178,19 @@ def test_a_checkpoint_that_cannot_be_read_here_is_not_passed_over(tmp_path, monk
 @pytest.mark.parametrize("number", (errno.EIO, errno.ESTALE, errno.EACCES))
 def test_a_file_that_may_be_there_is_not_missing(number, tmp_path, monkeypatch):
     """Bug: where a server did not answer, a run went on from the checkpoint before."""
-    write(tmp_path, 1, 2)
-    monkeypatch.setattr(pickled.os, "stat", Mock(side_effect=OSError(number, os.strerror(number))))
-    for read in (read_checkpoint, fetch_file):
+    saved = write(tmp_path, 1, 2)
+    monkeypatch.setattr(atomic.os, "stat", Mock(side_effect=OSError(number, os.strerror(number))))
+    for ask in (lambda: resume(tmp_path), lambda: saved.noted, lambda: read_checkpoint(tmp_path)):
         with pytest.raises(OSError) as caught:
-            read(tmp_path / "2.pth")
+            ask()
         assert caught.value.errno == number
+
+
+def test_a_note_of_zeros_names_no_checkpoint(tmp_path):
+    """After a power cut, a file system may leave zeros."""
+    write(tmp_path, 1, 2)
+    (tmp_path / "last_checkpoint").write_bytes(bytes(5))
+    assert resume(tmp_path)[:2] == ("1.pth", 1)
 
 
 def test_full_memory_in_torch_s_words_is_no_damage(tmp_path, monkeypatch):

@@ -146,7 +146,6 @@ def test_converted_files_load_in_plain_detectron2_and_plain_mmengine(model, tmp_
     check(stage, "res5.")
 
 
-@pytest.mark.grid
 @pytest.mark.parametrize(
     "kind",
     [k if k in ("shape", "hostile") else pytest.param(k, marks=pytest.mark.slow) for k in DAMAGES],

@@ -98,7 +98,6 @@ def foreign_networks():
     }
 
 
-@pytest.mark.grid
 @pytest.mark.parametrize("case", foreign_networks())
 def test_weights_of_other_libraries_give_their_networks_logits(case):
     """With the chain alone a DG-Net is its base network: names, order and places are all right."""
@@ -220,7 +219,6 @@ def test_a_conversion_there_and_back_changes_nothing(model, names, ending, tmp_p
     assert file.record["licence"] == "MIT"  # it is handed on
 
 
-@pytest.mark.grid
 @pytest.mark.parametrize(
     ("arguments", "says"),
     (

@@ -196,7 +196,6 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, monkeypatch):
     assert 0 < continued <= stop
 
 
-@pytest.mark.grid
 @pytest.mark.parametrize(
     ("pack", "says"),
     (
