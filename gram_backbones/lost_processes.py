@@ -208,7 +208,7 @@ def _end_with(parent: BaseProcess) -> None:
     # alone may fail too: a forked worker, even if stopped, holds open what tells those before it.
     is_child = os.getppid() == parent.pid  # not of a fork server
     while parent.is_alive() and (not is_child or os.getppid() == parent.pid):
-        parent.join(5)
+        parent.join(1)
     os._exit(1)
 
 
