@@ -43,8 +43,9 @@ def signal_blocked(number):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 
 
-def fork(data, workers=1):
-    return guard_loader(DataLoader(data, num_workers=workers, multiprocessing_context="fork"), 1)
+def fork(data, workers=1, seconds=30):
+    loader = DataLoader(data, num_workers=workers, multiprocessing_context="fork")
+    return guard_loader(loader, seconds)
 
 
 @needs_signals
@@ -59,9 +60,9 @@ def test_a_worker_that_dies_is_named():
 @needs_signals
 def test_a_worker_that_stops_is_named_and_ended():
     """Bug: Python waited for a stopped worker at its end, for ever."""
-    said = r"^DataLoader timed out after 1 seconds; its workers: process \d+ \(stopped\)$"
-    with pytest.raises(LostProcessError, match=said), naming_lost_processes(2):
-        [*fork(Numbers(signal.SIGSTOP))]
+    said = r"^DataLoader timed out after 2 seconds; its workers: process \d+ \(stopped\)$"
+    with pytest.raises(LostProcessError, match=said), naming_lost_processes(20):
+        [*fork(Numbers(signal.SIGSTOP), seconds=2)]
     assert not multiprocessing.active_children()
 
 

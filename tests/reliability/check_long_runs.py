@@ -47,6 +47,8 @@ val_dataloader = dict(
 val_evaluator = dict(ann_file=data_root + "train.json")
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=1000, max_keep_ckpts=2))
 optim_wrapper = dict(optimizer=dict(lr=0.0001))
+# oneDNN keeps kernels for every number of objects that the mask head has seen, up to 100.
+model["test_cfg"] = dict(rpn=dict(max_per_img=10), rcnn=dict(max_per_img=10))
 """
 
 
