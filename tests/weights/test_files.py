@@ -2,6 +2,7 @@
 
 import copy
 import email.message
+import errno
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ import urllib.request
 import zipfile
 from itertools import islice
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -130,6 +132,14 @@ def test_what_others_allow_torch_to_load_is_refused_here(tmp_path):
 def test_a_path_without_a_file_is_named(name):
     with pytest.raises(FileNotFoundError, match=f"there is no weight file {name}"):
         fetch_file(name)
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "open", Mock(side_effect=denied))
+    with pytest.raises(WeightError, match="w.pth: Permission denied$"):
+        read_weight_file(tmp_path / "w.pth")
 
 
 def test_of_an_mmengine_checkpoint_only_the_tensors_are_read(tmp_path):
