@@ -28,20 +28,21 @@ needs_coco = pytest.mark.skipif(
 )
 
 
+DOCS = ROOT / "docs"
 # Models that others stand for in the default suite, as models and configs name them.
-LARGE = re.compile(r"aognet_12m[-\]]|40m|60m|dgnet[-_]?(r34|r101|x50|regnetx)")
+LARGE = re.compile(r"aognet_12m[-_.\]]|40m|60m|dgnet[-_]?(r34|r101|x50|regnetx)")
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items):
-    """Tests of large models are slow, and so is all but the first case of a grid.
+    """Tests of large models are slow, all but the first case of a grid, and the pages of docs/.
 
     Files with slow tests come first: one that starts last leaves the other cores idle.
     """
     begun = set()
     for item in items:
         grid = (item.path, getattr(item, "originalname", None))
-        if LARGE.search(item.name) or grid in begun:
+        if LARGE.search(item.name) or grid in begun or item.path.is_relative_to(DOCS):
             item.add_marker(pytest.mark.slow)
         elif item.get_closest_marker("grid") and not item.get_closest_marker("slow"):
             begun.add(grid)

@@ -101,6 +101,7 @@ def test_in_mmdetection(kind, name):
     assert [f.shape[-1] for f in backbone(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("name", ("aognet_4m", "dgnet_r18"))
 def test_in_timm_and_deeplab(name):

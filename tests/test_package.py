@@ -53,6 +53,7 @@ def test_an_unknown_name_is_no_attribute():
     assert not hasattr(gram_backbones, "AOGNet50")
 
 
+@pytest.mark.slow
 def test_neither_package_nor_command_line_loads_torch():
     code = (
         "import sys, gram_backbones; gram_backbones.build_graph(4); gram_backbones.__version__;"

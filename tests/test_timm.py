@@ -148,6 +148,7 @@ def test_default_cfg_describes_the_network(pair):
     assert resolve_model_data_config(model)["interpolation"] == "bilinear"
 
 
+@pytest.mark.grid
 def test_optimisers_group_every_parameter(pair):
     _, model, _ = pair
     names = {id(p): n for n, p in model.named_parameters()}

@@ -85,9 +85,14 @@ def find_names(variant: Variant, found: Iterable[str]) -> tuple[str, str, dict[s
             names = {name: mine for new, mine in renamed.items() if (name := prefix + new) in found}
             if prefix.endswith("backbone."):
                 root = prefix.removesuffix("backbone.")
+                heads = [
+                    head
+                    for head in C4_HEADS.values()
+                    if any(name.startswith(root + head) for name in found)
+                ]
                 names |= {
                     name: mine
-                    for head in C4_HEADS.values()
+                    for head in heads
                     for mine in ours
                     if (name := root + name_in_head(variant, head, mine)) in found
                 }

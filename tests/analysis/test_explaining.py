@@ -89,6 +89,7 @@ def test_measures_of_the_command_are_those_of_the_package():
     assert MEASURES == explaining.MEASURES == tuple(explaining.TITLES)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("measure", MEASURES[1:])
 def test_other_measures_are_drawn(folder, tmp_path, measure):
     run(folder, "--by", measure, "--nodes", 0, "--stage", 1, "--output", tmp_path / "x.svg")

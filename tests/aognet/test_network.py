@@ -486,6 +486,7 @@ def test_fixed_parts_are_frozen_parameters_and_statistics(norm, fixed):
     assert has_fixed_parts(nn.Sequential(nn.Conv2d(3, 4, 1), norm)) is fixed
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("options", ({"num_classes": 3}, {"features_only": True}))
 def test_a_symbolic_trace_computes_the_same(options):

@@ -48,6 +48,7 @@ def test_arguments_of_the_model_reach_it_and_the_record(tool, monkeypatch, few, 
     assert f"of another run: model_kwargs is {{}} here, {kwargs} there" in said
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_there_were_arguments_resumes(few, tmp_path):
     recipe = tiny_recipe(epochs=1, warmup_epochs=0)
     trainer(few, tmp_path, recipe).run()
@@ -100,6 +101,7 @@ def test_aognet_s_dropout_goes_before_the_recipe_s():
         assert (model.res2.blocks[0].scales is not None) == ("learn_scales" in (given or {}))
 
 
+@pytest.mark.slow
 def test_cached_images_are_decoded_once_and_change_nothing(tool, monkeypatch, few, tmp_path):
     decoded = []
     load = datasets.folder.pil_loader

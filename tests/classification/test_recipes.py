@@ -156,6 +156,7 @@ def test_weight_decay_spares_only_what_the_paper_says():
     assert set(found.values()) == {1e-4} and not optimizer.param_groups[0]["nesterov"]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ("dgnet_r18", "dgnet_r50"))
 def test_resnets_start_as_goyal_et_al(name):
     model = build_classifier(name, 100, RECIPES["dgnet_resnet"])

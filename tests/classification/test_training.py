@@ -179,6 +179,7 @@ def test_a_run_is_continued_only_as_what_it_was(few, tmp_path):
         trainer(few, tmp_path, recipe, resume=tmp_path / "none.pth")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_be_longer_and_never_shorter(few, tmp_path, capsys):
     recipe = tiny_recipe(epochs=2, warmup_epochs=0)
     trainer(few, tmp_path, recipe).run()

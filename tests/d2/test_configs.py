@@ -77,6 +77,7 @@ def test_a_training_step_and_a_prediction_on_a_photograph(name):
     assert found.has("pred_masks") == cfg.MODEL.MASK_ON
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @needs_coco
 @pytest.mark.parametrize("bf16", (False, True))

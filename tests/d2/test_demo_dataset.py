@@ -24,6 +24,7 @@ def digest(folder):
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
 
 
+@pytest.mark.slow
 def test_same_arguments_same_files_and_images_do_not_depend_on_the_count(demo, tmp_path):
     root, _ = demo
     make_demo_dataset(tmp_path / "again", train=24, val=4)

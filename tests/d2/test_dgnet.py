@@ -155,6 +155,7 @@ def test_a_torchvision_checkpoint_starts_the_detector(name, tmp_path, caplog):
         gram.GramCheckpointer(model).load(str(tmp_path / "resnet18.pth"))
 
 
+@pytest.mark.slow
 def test_a_file_with_some_routers_must_have_all(tmp_path):
     cfg = small_config(HEADS[0])
     model = build_model(cfg)

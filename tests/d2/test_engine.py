@@ -161,6 +161,7 @@ def test_another_seed_is_another_run(cfg, tmp_path):
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("end", ("gone", "damaged"))
 def test_a_run_killed_before_its_last_file_gets_it_when_it_is_resumed(cfg, tmp_path, end):
     """Bug: with nothing left to train, no ``model_final.pth`` was written."""
@@ -209,6 +210,7 @@ def test_a_path_relative_to_here_may_look_like_an_address(cfg, tmp_path, monkeyp
         assert torch.equal(value, state[name])
 
 
+@pytest.mark.slow
 def test_weights_of_a_bare_backbone_fill_the_c4_head_too(tmp_path, caplog):
     cfg = small_config("mask_rcnn_aognet12m_c4_1x")
     model = build_model(cfg)
@@ -248,6 +250,7 @@ def test_frozen_random_weights_are_warned_about(cfg, caplog, norm, freeze_at):
     assert ("stay random" in caplog.text) == (norm == "FrozenBN" or freeze_at > 0)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("predictor", (DefaultPredictor, gram.GramPredictor))
 def test_a_trained_model_predicts_on_an_image_file(cfg, demo, tmp_path, predictor):
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")

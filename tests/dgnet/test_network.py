@@ -129,6 +129,7 @@ def test_the_cifar_network_is_resnet_20():
     assert not shortcut[:, :8].any() and not shortcut[:, 24:].any()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", TABLE)
 def test_the_chain_is_the_base_network(name):
     """Any torchvision checkpoint fits by name; with the chain alone the features are the base's."""

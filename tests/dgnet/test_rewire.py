@@ -31,6 +31,7 @@ def test_rewire_refuses_what_it_cannot_compute_and_says_why(build, stages, size,
 
 
 @pytest.mark.grid
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("build", "stage"),
     (

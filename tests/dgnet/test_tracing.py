@@ -115,6 +115,7 @@ def test_an_onnx_file_decides_its_edges_anew(kind, exporter, tmp_path):
     check_follows_the_edges(run_onnx(path), model, images)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @GRADIENTS
 @pytest.mark.parametrize("pre_dispatch", (False, True))
@@ -186,6 +187,7 @@ def rewired():
     return model, images
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("capture", ("jit", "export", "fx"))
 def test_a_rewired_network_decides_its_edges_anew(capture):
@@ -214,6 +216,7 @@ def run_under_another_device(model, image):
         model(image)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("before", (export, run_on_fake_tensors, run_under_another_device))
 def test_no_earlier_pass_reaches_later_inference(before):
@@ -364,6 +367,7 @@ def test_fvcore_counts_every_edge():
             assert counted.by_operator()["conv"] == everything
 
 
+@pytest.mark.slow
 def test_mmengine_s_complexity_tool():
     tool = pytest.importorskip("mmengine.analysis").get_model_complexity_info
     model, images = small_network("bottleneck")
@@ -374,6 +378,7 @@ def test_mmengine_s_complexity_tool():
     assert counted["params"] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("edges", ("static", "er", "chain"))
 def test_fixed_edges_trace_and_export(edges):

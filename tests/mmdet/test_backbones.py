@@ -256,6 +256,7 @@ def test_pretrained_weights_fill_the_shared_head(type_, layout, tmp_path):
     assert all(torch.equal(value, part[name]) for name, value in stage.state_dict().items())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("start_as_base", "biases"), ((None, {9, -9}), (False, {3, -3})))
 def test_a_base_network_s_weights_start_the_backbone_as_it(tmp_path, start_as_base, biases):
     base = models.resnet18()
@@ -329,6 +330,7 @@ def test_fixed_random_parts_are_warned_about(arguments, warns, log):
     assert any("stay random" in line for line in log) == warns
 
 
+@pytest.mark.slow
 def test_the_advice_to_train_from_scratch_works_in_an_inheriting_config(log, tmp_path):
     leaf = CONFIGS / "faster_rcnn/faster-rcnn_aognet-12m_fpn_1x_coco.py"
     MODELS.build(Config.fromfile(leaf).model.backbone).init_weights()

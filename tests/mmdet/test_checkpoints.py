@@ -150,6 +150,7 @@ def kept(folder):
     return sorted(file.name for file in folder.glob("*.pth"))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("number", (1, 2, 3))
 def test_at_least_two_checkpoints_are_kept(number, tmp_path):
     hook = dict(type="CheckpointHook", by_epoch=False, interval=1, max_keep_ckpts=number)

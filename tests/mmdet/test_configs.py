@@ -192,6 +192,7 @@ def in_bf16(module):
     module.forward = run
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @needs_coco
 @pytest.mark.parametrize("bf16", ("none", "backbone", "detector"))

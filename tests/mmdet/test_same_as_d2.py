@@ -29,6 +29,7 @@ def settled(name):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"),
     (

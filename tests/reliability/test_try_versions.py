@@ -16,6 +16,7 @@ def test_an_interpreter_is_found_by_path():
     assert find_python(sys.executable) == sys.executable
 
 
+@pytest.mark.slow
 def test_counts_and_failures_come_from_pytest(tmp_path):
     file = tmp_path / "test_it.py"
     file.write_text("import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n"

@@ -89,6 +89,7 @@ def test_runs_of_one_name_in_two_folders_are_no_seeds(tmp_path):
     assert [*by_row(runs)] == ["a/out", "b/out"]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_command_writes_the_format_of_the_name(suffix, tmp_path, capsys):
     run = detector(tmp_path / "run", 20.0)

@@ -219,6 +219,7 @@ def test_a_conversion_there_and_back_changes_nothing(model, names, ending, tmp_p
     assert file.record["licence"] == "MIT"  # it is handed on
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("arguments", "says"),
     (

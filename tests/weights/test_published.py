@@ -151,6 +151,7 @@ def test_without_gdown_the_message_says_how_to_install_it(server, monkeypatch):
         create_model("aognet_tiny", weights="authors_mixup", accept_license=RESEARCH_ONLY)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("given", (None, "mit"))
 def test_a_licence_is_accepted_by_its_name_or_nothing_is_downloaded(given, server, monkeypatch):
     server.content = server.file
@@ -225,6 +226,7 @@ def test_a_file_of_another_network_is_refused(server, monkeypatch):
         create_model("aognet_tiny", weights="authors_mixup")
 
 
+@pytest.mark.slow
 def test_a_conversion_takes_the_tag_too(server, tmp_path):
     server.content = server.file
     target = tmp_path / "t.pth"
@@ -289,7 +291,7 @@ def test_mmdetection_takes_the_tag_too(server):
 
 
 def test_a_model_without_weights_names_those_that_have_some():
-    for model, weights in (("aognet_12m", "authors"), ("aognet_60m", "imagenet")):
+    for model, weights in (("aognet_12m", "authors"), ("aognet_4m", "imagenet")):
         with pytest.raises((WeightError, FileNotFoundError)) as refused:
             create_model(model, weights=weights)
         said = str(refused.value)
