@@ -77,7 +77,8 @@ def check(folder: Path, seed: int) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    args, _ = parser.parse_known_args()  # --count is for the other checks
+    parser.add_argument("--count", type=int, help="ignored: it is for the other checks")
+    args = parser.parse_args()
     with TemporaryDirectory() as folder:
         found = check(Path(folder), args.seed)
     print("\n".join(f"{name:25} {value:.3f}" for name, value in found.items()))
