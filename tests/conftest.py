@@ -12,6 +12,7 @@ import torch
 from gram_backbones import atomic
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 REFERENCE = Path(__file__).parent / "reference"
 # The COCO photographs: below DETECTRON2_DATASETS, or in a folder next to the checkout.
 _SHARED = Path(__file__).resolve().parents[2] / "shared/datasets"
@@ -28,14 +29,13 @@ needs_coco = pytest.mark.skipif(
 )
 
 
-DOCS = ROOT / "docs"
 # Models that others stand for in the default suite, as models and configs name them.
 LARGE = re.compile(r"aognet_12m[-_.\]]|40m|60m|dgnet[-_]?(r34|r101|x50|regnetx)")
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items):
-    """Tests of large models are slow, all but the first case of a grid, and the pages of docs/.
+    """Slow are tests of large models, the cases of a grid after the first, and the pages of docs/.
 
     Files with slow tests come first: one that starts last leaves the other cores idle.
     """

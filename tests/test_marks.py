@@ -1,10 +1,10 @@
-"""What the default suite leaves out: large models, and cases of a grid after the first."""
+"""What the default suite leaves out: large models, a grid's further cases, pages of docs/."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import pytest_collection_modifyitems
+from tests.conftest import DOCS, pytest_collection_modifyitems
 
 
 class Item:
@@ -36,3 +36,11 @@ def test_every_grid_keeps_a_case(items, left):
     pytest_collection_modifyitems(items)
     kept = (item.name for item in items if "slow" not in item.marks)
     assert " ".join(name.replace("[", "").rstrip("]") for name in kept) == left
+
+
+def test_pages_of_the_documentation_are_slow():
+    items = [Item("line:1"), Item("line:1")]
+    items[0].path = DOCS / "weights.md"
+    items[1].path = DOCS.parent / "README.md"
+    pytest_collection_modifyitems(page_first := [*items])
+    assert [item.marks for item in items] == [{"slow"}, set()] and page_first == items

@@ -31,7 +31,6 @@ def test_rewire_refuses_what_it_cannot_compute_and_says_why(build, stages, size,
 
 
 @pytest.mark.grid
-@pytest.mark.grid
 @pytest.mark.parametrize(
     ("build", "stage"),
     (

@@ -18,7 +18,6 @@ def files(tmp_path_factory):
     return tiny.write_mmdet(tmp_path_factory.mktemp("mmdet"))
 
 
-@pytest.mark.slow
 def test_a_batch_of_different_sizes_is_mapped_in_order(files):
     detector = Detector(*files, deploy=False)
     images = [

@@ -19,7 +19,8 @@ def test_an_interpreter_is_found_by_path():
 @pytest.mark.slow
 def test_counts_and_failures_come_from_pytest(tmp_path):
     file = tmp_path / "test_it.py"
-    file.write_text("import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n"
+    file.write_text("import atexit, pytest\natexit.register(print, '1 leak')\n"
+                    "def test_a(): pass\ndef test_b(): assert 0\n"
                     "def test_c(): pytest.skip()\n@pytest.fixture\ndef broken(): assert 0\n"
                     "def test_d(broken): pass\n")  # fmt: skip
     counts, failures = run_tests(sys.executable, [str(file)])

@@ -68,7 +68,9 @@ def run_tests(python: str | Path, paths: Sequence[str]) -> tuple[str, list[str]]
     options = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--continue-on-collection-errors")
     command = (python, "-m", "pytest", *options, *paths)
     told = run(*command, allowed=(0, 1), OMP_NUM_THREADS="1")
-    found = Counter({kind: int(n) for n, kind in re.findall(r"(\d+) (\w+)", told.splitlines()[-1])})
+    # Libraries may write after the line with the counts, when the interpreter ends.
+    last = [line for line in told.splitlines() if re.search(r"\d+ \w+.* in [\d.]+s", line)][-1:]
+    found = Counter({kind: int(n) for n, kind in re.findall(r"(\d+) ([a-z]+)", " ".join(last))})
     failed = found["failed"] + found["error"] + found["errors"]
     lines = re.findall("^(?:FAILED|ERROR) .*", told, re.MULTILINE)
     return f"{found['passed']} | {failed} | {found['skipped']}", lines

@@ -135,8 +135,16 @@ def test_every_naming_is_found_again(name):
         assert find_names(variant, names)[1:] == ("module.", names), naming
 
 
+def test_a_file_with_some_routers_must_have_all():
+    network = DGNet("dgnet_r18")
+    state = network.state_dict()
+    del state["graphs.2.thresholds"]
+    with pytest.raises(WeightError, match="missing: graphs.2.thresholds"):
+        load_weights(network, state)
+
+
 @pytest.mark.grid
-@pytest.mark.parametrize("layout", ("bare", "mmdet", "detectron2"))
+@pytest.mark.parametrize("layout", ("detectron2", "mmdet", "bare"))
 @pytest.mark.parametrize("family", ("aognet", "dgnet"))
 def test_a_c4_detector_s_file_fills_network_and_stage(family, layout):
     source = settled(AOGNet(TINY) if family == "aognet" else DGNet("dgnet_r18"))

@@ -152,7 +152,7 @@ def test_without_gdown_the_message_says_how_to_install_it(server, monkeypatch):
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("given", (None, "mit"))
+@pytest.mark.parametrize("given", ("mit", None))
 def test_a_licence_is_accepted_by_its_name_or_nothing_is_downloaded(given, server, monkeypatch):
     server.content = server.file
     model = create_model("aognet_tiny")
