@@ -2,7 +2,7 @@
 
 ``<!-- skip: next "needs COCO" -->`` before a block leaves it out. The page of a framework
 that is not installed is left out, and a block is skipped that asks for an extra of the package.
-Those of docs/ are slow where all tests run, see tests/conftest.py.
+Where all tests run, the blocks of docs/ are slow, see tests/conftest.py.
 """
 
 from importlib.util import find_spec

@@ -39,8 +39,7 @@ def test_every_grid_keeps_a_case(items, left):
 
 
 def test_pages_of_the_documentation_are_slow():
-    items = [Item("line:1"), Item("line:1")]
-    items[0].path = DOCS / "weights.md"
-    items[1].path = DOCS.parent / "README.md"
-    pytest_collection_modifyitems(page_first := [*items])
-    assert [item.marks for item in items] == [{"slow"}, set()] and page_first == items
+    page, readme = Item("line:1"), Item("line:1")
+    page.path, readme.path = DOCS / "weights.md", DOCS.parent / "README.md"
+    pytest_collection_modifyitems([page, readme])
+    assert (page.marks, readme.marks) == ({"slow"}, set())
